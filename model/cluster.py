@@ -1,0 +1,118 @@
+"""Ray for as long as it is needed: a cluster of our own on loopback, or one that runs already."""
+
+import argparse
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+
+# Read as ray is imported, so it is set before that; Ray's processes inherit it.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray  # noqa: E402
+from kserve.utils.utils import cpu_count  # noqa: E402
+from ray import serve  # noqa: E402
+from ray.serve.exceptions import RayServeException  # noqa: E402
+
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
+
+
+class Cluster:
+    """This process's connection to Ray, from construction to `stop`; also a context manager.
+
+    Without `address` a cluster is started on loopback, apart from any other on the machine, and
+    `stop` leaves nothing of it. With `address` that cluster is joined; `stop` leaves it running.
+    """
+
+    def __init__(
+        self,
+        num_cpus: int | None = None,
+        address: str | None = None,
+        application: str | None = None,
+        dashboard: int | None = None,
+        proxy: int | None = None,
+    ) -> None:
+        """num_cpus: what replicas may reserve of a new cluster, in all.
+
+        address: of the cluster to join. application: the name of the Serve application that this
+        process will run, and that `stop` deletes; RuntimeError when the cluster has one of that
+        name. dashboard, proxy: the ports of Ray's dashboard and of Serve's own HTTP proxy on a
+        new cluster, 0 for any free one; None: not started.
+        """
+        self._folder, self._application, self._serve_was_there = None, None, True
+        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        quiet = dict(log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            if address:
+                ray.init(address=address, **quiet)
+                found = _applications()
+                if application in (found or {}):
+                    raise RuntimeError(
+                        f"an application {application!r} already runs on this Ray cluster: "
+                        "choose another --model_name"
+                    )
+                self._application, self._serve_was_there = application, found is not None
+                _start_serve(None)
+                return
+            # Ray's sockets lie in it, and their paths must stay short.
+            self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=dashboard is not None,
+                dashboard_host=LOOPBACK,
+                dashboard_port=dashboard,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=self._folder,
+                **quiet,
+            )
+            _start_serve(proxy)
+        except BaseException:
+            self.stop()
+            raise
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Cluster":
+        """The cluster that the options of `model.ray_server` ask for."""
+        return cls(cpu_count(), args.address, args.model_name, args.dashboard, args.proxy)
+
+    @property
+    def address(self) -> str:
+        """Where other programs on this machine can join: host:port."""
+        return ray.get_runtime_context().gcs_address
+
+    def stop(self) -> None:
+        """Leave the cluster; one of our own ends with all its processes and files."""
+        if self._application:
+            serve.delete(self._application)
+        if not self._serve_was_there:
+            serve.shutdown()
+        ray.shutdown()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _applications() -> dict | None:
+    """The Serve applications of the cluster joined; None where Serve does not run."""
+    try:
+        return serve.status().applications
+    except RayServeException:
+        return None
+
+
+def _start_serve(proxy: int | None) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if proxy is None:
+        serve.start(proxy_location="Disabled")
+    else:
+        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": proxy})

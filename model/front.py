@@ -1,0 +1,173 @@
+"""KServe's server with what it leaves out: the host, honest status codes, a line when ready.
+
+Importing this module adds to KServe's FastAPI application; the processes that `--workers N` starts
+import it too, because the data plane they are handed is defined here.
+"""
+
+import argparse
+import asyncio
+from concurrent import futures
+
+import grpc
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kserve import ModelServer
+from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
+from kserve.model import BaseKServeModel
+from kserve.model_server import app
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as grpc_v2
+from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+from kserve.protocol.grpc.server import GRPCServer
+from kserve.protocol.grpc.servicer import InferenceServicer
+
+from model import options
+
+RETRY_AFTER_S = 1  # what a client that got 503 is told to wait
+
+
+class Server(ModelServer):
+    """KServe's ModelServer on one host for HTTP and gRPC, with one line when it is ready."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """args: from model.options; KServe's ModelServer reads its own from the command line."""
+        super().__init__()
+        scheme = "https" if self.ssl_certfile else "http"
+        at = f"[{args.host}]" if ":" in args.host else args.host
+        self.ready_line = f"ready: {options.described(args)}; REST {scheme}://{at}:{self.http_port}"
+        if self.enable_grpc:
+            self.ready_line += f", gRPC {at}:{self.grpc_port}"
+        self.host = args.host
+        self.dataplane = StrictDataPlane(model_registry=self.registered_models)
+
+    def start(self, models: list[BaseKServeModel]) -> None:
+        """Serve the models until SIGTERM or Ctrl-C; requests in flight are finished first."""
+        if self.enable_grpc:
+            self.enable_grpc = False  # KServe's own would listen on every address
+            self._grpc_server = StrictGRPCServer(
+                self.host,
+                self.grpc_port,
+                self.dataplane,
+                self.model_repository_extension,
+                self.grace_period,
+            )
+            self.servers.append(self._grpc_server.start(self.max_threads))
+        super().start(models)
+
+    async def _serve(self) -> None:
+        rest = self._rest_server or self._rest_multiprocess_server._rest_server
+        rest.config.host = self.host
+        announcement = asyncio.create_task(self._announce())
+        try:
+            await super()._serve()
+        finally:
+            announcement.cancel()
+
+    async def _announce(self) -> None:
+        """Print the ready line once a connection is taken."""
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(self.host, self.http_port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                print(self.ready_line, flush=True)
+                return
+
+
+class StrictDataPlane(DataPlane):
+    """KServe's data plane that refuses where KServe's fails."""
+
+    def decode(self, body, headers, *args, **kwargs):  # as DataPlane.decode
+        """A request that KServe cannot read raises InvalidInput (KServe: a 500 for some)."""
+        try:
+            return super().decode(body, headers, *args, **kwargs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InvalidInput):
+                raise
+            raise InvalidInput(f"the request cannot be read: {error!r}") from None
+
+    async def get_model(self, name: str) -> BaseKServeModel:
+        """The model, or ModelNotReady (KServe: calls its `load` inside the request)."""
+        model = self.model_registry.get_model(name)
+        if model is None:
+            raise ModelNotFound(name)
+        if not await model.healthy():
+            raise ModelNotReady(name)
+        return model
+
+
+class StrictGRPCServer(GRPCServer):
+    """KServe's gRPC server on one host, with a status for every error KServe knows.
+
+    Starting fails when the port is taken (KServe: shares it silently with another server).
+    """
+
+    def __init__(self, host, port, data_plane, model_repository_extension, grace_period):
+        from kserve.model_server import args
+
+        super().__init__(port, data_plane, model_repository_extension, vars(args), grace_period)
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def start(self, max_workers: int) -> None:
+        """Listen until stopped; `max_workers` threads serve what is not a coroutine."""
+        sizes = ("grpc_max_send_message_length", "grpc_max_receive_message_length")
+        self._server = grpc.aio.server(
+            futures.ThreadPoolExecutor(max_workers),
+            interceptors=(StatusInterceptor(),),
+            options=[(name.replace("_", ".", 1), self._kwargs[name]) for name in sizes]
+            + [("grpc.so_reuseport", 0)],
+        )
+        grpc_v2.add_GRPCInferenceServiceServicer_to_server(
+            InferenceServicer(self._data_plane, self._model_repository_extension), self._server
+        )
+        self._server.add_insecure_port(self._address)
+        await self._server.start()
+        await self._server.wait_for_termination()
+
+
+class StatusInterceptor(ExceptionToStatusInterceptor):
+    """Gives every error its gRPC status, with one plain sentence."""
+
+    async def handle_exception(self, ex, request_or_iterator, context, method_name):
+        """KServe's reads `.reason`, which ModelNotReady and others lack."""
+        if isinstance(ex, TimeoutError):
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(ex))
+        if not hasattr(ex, "reason"):
+            ex.reason = str(ex)
+        await super().handle_exception(ex, request_or_iterator, context, method_name)
+
+
+async def _gateway_timeout(_: Request, error: TimeoutError) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=504)
+
+
+async def _bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return JSONResponse({"error": f"{where}: {first['msg']}"}, status_code=400)
+
+
+class RetryAfter:
+    """ASGI middleware: a 503 tells the client when to come again."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def send_with_header(message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 503:
+                message["headers"] = [
+                    *message["headers"],
+                    (b"retry-after", str(RETRY_AFTER_S).encode()),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_header)
+
+
+app.add_exception_handler(TimeoutError, _gateway_timeout)
+app.add_exception_handler(RequestValidationError, _bad_request)
+app.add_middleware(RetryAfter)

@@ -1,0 +1,188 @@
+"""The command lines of both servers: KServe's own arguments, and what we add."""
+
+import argparse
+import os
+import socket
+import sys
+
+from kserve.model_server import parser as kserve_parser
+from kserve.utils.utils import cpu_count
+
+from model.weights import chosen
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without a page of usage before it."""
+
+    def error(self, message: str):
+        sys.exit(f"{self.prog}: {message} (--help lists the options)")
+
+
+def _at_least(least: float, kind: type = int):
+    def number(text: str):
+        value = kind(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
+def _parser(module: str, description: str) -> _Parser:
+    parser = _Parser(
+        prog=f"python -m {module}",
+        description=description,
+        parents=[kserve_parser],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(model_name="custom-model")
+    ours = parser.add_argument_group("of this server")
+    ours.add_argument("--host", default="127.0.0.1", help="the address HTTP and gRPC listen on")
+    ours.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    return parser
+
+
+def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of `python -m model.kserve_server`, checked; exits with a sentence if wrong."""
+    parser = _parser("model.kserve_server", "AlexNet behind KServe, in the server's own process.")
+    parser.add_argument(
+        "--threads", type=_at_least(1), default=cpu_count(), help="torch's threads"
+    )
+    return _checked(parser, parser.parse_args(argv))
+
+
+def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of `python -m model.ray_server`, checked; exits with a sentence if wrong.
+
+    Without options there is a replica for every core, up to 8, and the cores are shared out.
+    """
+    parser = _parser("model.ray_server", "AlexNet behind KServe, in Ray Serve replicas.")
+    ray = parser.add_argument_group("of Ray Serve")
+    ray.add_argument(
+        "--num_replicas", type=_at_least(1), help="copies of the model (default: cores, at most 8)"
+    )
+    ray.add_argument("--threads", type=_at_least(1), help="torch's threads a replica")
+    ray.add_argument("--cpus_per_replica", type=_at_least(0.01, float), help="cores it reserves")
+    ray.add_argument("--gpus_per_replica", type=_at_least(0, float), help="GPUs it reserves")
+    ray.add_argument(
+        "--max_ongoing_requests", type=_at_least(1), default=64, help="at a replica at a time"
+    )
+    ray.add_argument(
+        "--max_queued_requests",
+        type=_at_least(-1),
+        default=256,
+        help="that wait for a replica; more get 503; -1: no limit",
+    )
+    ray.add_argument(
+        "--request_timeout_s",
+        type=_at_least(0.01, float),
+        default=60.0,
+        help="a request that takes longer gets 504",
+    )
+    ray.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="join the Ray cluster there, and leave it running (default: RAY_ADDRESS, "
+        "or else a cluster of its own)",
+    )
+    for name, what in (("dashboard", "Ray's dashboard"), ("proxy", "Serve's own HTTP proxy")):
+        ray.add_argument(
+            f"--{name}",
+            type=_at_least(0),
+            nargs="?",
+            const=0,
+            metavar="PORT",
+            help=f"start {what} on loopback; without PORT, on a free one",
+        )
+    options = parser.parse_args(argv)
+    if options.workers > 1:
+        parser.error("--workers is 1 here: replicas are the workers, see --num_replicas")
+    if options.address and (options.dashboard is not None or options.proxy is not None):
+        parser.error("--dashboard and --proxy belong to a cluster of its own, not to --address")
+    cores = cpu_count()
+    options.num_replicas = options.num_replicas or min(cores, 8)
+    if options.cpus_per_replica is None:
+        share = cores / options.num_replicas
+        options.cpus_per_replica = float(int(share)) if share >= 1 else int(share * 100) / 100
+    if options.threads is None:
+        options.threads = max(1, int(options.cpus_per_replica))
+    if options.gpus_per_replica is None:
+        options.gpus_per_replica = _gpu_share(options)
+    wanted = options.num_replicas * options.cpus_per_replica
+    if not options.address and wanted > cores:
+        parser.error(
+            f"{options.num_replicas} replicas of {options.cpus_per_replica:g} CPUs need "
+            f"{wanted:g}, there are {cores}: lower --num_replicas or --cpus_per_replica"
+        )
+    return _checked(parser, options)
+
+
+def _gpu_share(options: argparse.Namespace) -> float:
+    """Nothing on the CPU; else a whole GPU for each replica, or an equal part of what there is."""
+    if options.device == "cpu":
+        return 0.0
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        return 1.0 if options.device == "cuda" else 0.0
+    share = gpus / options.num_replicas
+    return 1.0 if share >= 1 else int(share * 100) / 100
+
+
+def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace:
+    """Add the weights' name; refuse unknown weights and ports that are taken."""
+    try:
+        options.weights = chosen()
+    except ValueError as error:
+        parser.error(str(error))
+    ports = {"--http_port": options.http_port}
+    if options.enable_grpc:
+        ports["--grpc_port"] = options.grpc_port
+    for name, port in ports.items():
+        try:
+            family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((options.host, port))
+        except (OSError, OverflowError) as error:
+            parser.error(f"cannot listen on {options.host} port {port} ({error}): choose {name}")
+    return options
+
+
+def described(options: argparse.Namespace) -> str:
+    """What a server serves, for its ready line."""
+    text = f"{options.model_name} (AlexNet, {options.weights} weights, {options.device}), "
+    if hasattr(options, "num_replicas"):
+        text += f"{options.num_replicas} replicas of "
+    return text + f"{options.threads} torch threads"
+
+
+def listed(options: argparse.Namespace) -> str:
+    """Every option and its value, in one line."""
+    return "options: " + " ".join(f"{name}={value}" for name, value in vars(options).items())
+
+
+def deployment(options: argparse.Namespace) -> dict:
+    """The options as Ray Serve's deployments take them."""
+    return {
+        "num_replicas": options.num_replicas,
+        "max_ongoing_requests": options.max_ongoing_requests,
+        "max_queued_requests": options.max_queued_requests,
+        "ray_actor_options": {
+            "num_cpus": options.cpus_per_replica,
+            "num_gpus": options.gpus_per_replica,
+        },
+        # Ray asks each replica whether it lives; readiness is as quick as this.
+        "health_check_period_s": 0.5,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
+
+
+def free_port() -> int:
+    """A TCP port on loopback that is free now, chosen by the system."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

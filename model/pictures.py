@@ -1,0 +1,84 @@
+"""Turns encoded pictures into what AlexNet takes, and refuses what is no picture or too large."""
+
+import io
+
+import numpy as np
+import torch
+from kserve.errors import InvalidInput
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+
+from model.weights import MEAN, STD
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 50_000_000  # of one picture, as encoded and when its short side is scaled to 256
+
+_preprocess = v2.Compose(
+    [
+        v2.Resize(256, antialias=True),
+        v2.CenterCrop(224),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(MEAN, STD),
+    ]
+)
+
+
+def pixels(encoded: bytes) -> Tensor:
+    """Decode one picture, turn it upright and preprocess it: float32 [3, 224, 224].
+
+    The preprocessing is torchvision's for AlexNet: short side to 256, the middle 224 x 224,
+    normalised. Raises InvalidInput for what is no picture, is cut off, or is too large.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:  # reads only the header
+            _check_size(*image.size)
+            plain = image.format == "JPEG" or (image.format == "PNG" and encoded[24] == 8)
+            if plain and image.mode in ("RGB", "L") and "transparency" not in image.info:
+                data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+                decoded = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
+            else:
+                decoded = _decode_with_pillow(image)
+    except InvalidInput:
+        raise
+    except Image.DecompressionBombError:
+        raise InvalidInput(_TOO_LARGE) from None
+    except Image.UnidentifiedImageError:
+        raise InvalidInput(
+            f"the data is not a picture: send one of {', '.join(FORMATS)}, whole"
+        ) from None
+    except Exception as error:  # decoders raise nearly anything when a file is broken
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(f"the picture is broken or cut off: {reason}") from None
+    return _preprocess(decoded)
+
+
+_TOO_LARGE = (
+    f"the picture is too large: at most {MAX_PIXELS:,} pixels, "
+    "also when its short side is scaled to 256"
+)
+
+
+def _check_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    if short < 1 or max(short * long, 256 * 256 * long // short) > MAX_PIXELS:
+        raise InvalidInput(_TOO_LARGE)
+
+
+def _decode_with_pillow(image: Image.Image) -> Tensor:
+    """uint8 [3, H, W] of what torchvision's decoder cannot read.
+
+    CMYK is converted, 16 bits become 8, of an animation the first frame is taken, and what is
+    transparent shows white.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8), "L")
+    elif image.mode in ("I", "F"):
+        raise InvalidInput("pictures of 32 bits a channel are not supported: send 8 or 16")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -1,0 +1,139 @@
+"""A KServe model whose work is done by Ray Serve replicas: KServe's RayModel, mended."""
+
+import asyncio
+import copy
+import threading
+import time
+from typing import Any
+
+import ray
+from kserve import InferRequest
+from kserve.errors import ModelNotReady
+from kserve.logging import logger
+from kserve.model import InferenceVerb
+from kserve.protocol.infer_type import to_http_parameters
+from kserve.ray import RayModel
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+WATCH_PERIOD_S = 0.5  # between two looks at the replicas
+STALE_S = 5.0  # a look older than this no longer counts
+
+
+class ReplicatedModel(RayModel):
+    """Stands in KServe's registry for a model and sends its requests to Ray Serve replicas.
+
+    What it does that RayModel (kserve 0.21) leaves out:
+
+    - the verb goes along, so `:explain` is not answered with a prediction;
+    - `load` waits until a replica says it is ready and can be called again; errors come out;
+    - `healthy` tells whether replicas run, from a watch in the background;
+    - requests that came by gRPC reach the replicas too;
+    - an error raised in a replica arrives as itself, without the remote traceback;
+    - overload and lost replicas raise ModelNotReady (HTTP 503, gRPC UNAVAILABLE);
+    - a request waits at most `timeout_s` and then raises TimeoutError (HTTP 504).
+
+    The deployment is a kserve.Model that loads itself in its constructor: Ray runs that once for
+    every replica, the first ones and those it starts later.
+    """
+
+    def __init__(self, name: str, handle: DeploymentHandle, timeout_s: float = 60.0) -> None:
+        """name: the model's name in KServe. handle: what `serve.run` returned."""
+        super().__init__(name, handle)
+        self.timeout_s = timeout_s
+        self._running = 0  # replicas, when last looked
+        self._looked = float("-inf")  # when that was, on the monotonic clock
+        self._watch: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def load(self) -> bool:
+        """Wait until a replica answers that it is ready; then keep watching how many run.
+
+        Called again it does nothing. Raises ModelNotReady when no replica is ready in time, or
+        what a replica itself raises.
+        """
+        if self._watch is None:
+            try:
+                ready = self._handle.healthy.remote().result(timeout_s=self.timeout_s)
+            except Exception as error:
+                raise self._translated(error) from None
+            if not ready:
+                raise ModelNotReady(self.name, "Its replica started but did not load the model.")
+            self._look()
+            self._watch = threading.Thread(target=self._keep_looking, daemon=True)
+            self._watch.start()
+        self.ready = True
+        return self.ready
+
+    async def healthy(self) -> bool:
+        """Whether at least one replica runs: a state the watch keeps, not a call to Ray."""
+        fresh = time.monotonic() - self._looked < STALE_S
+        return self.ready and fresh and self._running > 0
+
+    def stop(self) -> None:
+        """End the watch; KServe calls this as it shuts down."""
+        self._stopped.set()
+        super().stop()
+
+    async def __call__(
+        self,
+        body: dict | InferRequest,
+        headers: dict[str, str] | None = None,
+        verb: InferenceVerb = InferenceVerb.PREDICT,
+    ) -> Any:
+        """Send one request to a replica; returns its pair (response, response headers)."""
+        return await self._answer(
+            self._handle.remote(_picklable(body), headers=headers, verb=verb)
+        )
+
+    async def get_input_types(self) -> list[dict]:
+        """The inputs as a replica states them."""
+        return await self._answer(self._handle.get_input_types.remote())
+
+    async def get_output_types(self) -> list[dict]:
+        """The outputs as a replica states them."""
+        return await self._answer(self._handle.get_output_types.remote())
+
+    async def _answer(self, response: Any) -> Any:
+        try:
+            return await asyncio.wait_for(response, self.timeout_s)
+        except Exception as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: Exception) -> Exception:
+        """What KServe can answer with, in place of what Ray raised."""
+        if isinstance(error, RayTaskError):  # raised by the model, in the replica
+            return error.cause
+        if isinstance(error, TimeoutError):
+            return TimeoutError(f"{self.name} gave no answer within {self.timeout_s:g} seconds.")
+        if isinstance(error, RayActorError):
+            return ModelNotReady(self.name, "The replica at work on the request was lost.")
+        if isinstance(error, RayServeException):
+            return ModelNotReady(self.name, "No replica is free and the queue is full, or none runs.")
+        return error
+
+    def _keep_looking(self) -> None:
+        while not self._stopped.wait(WATCH_PERIOD_S):
+            try:
+                self._look()
+            except (RayError, RayServeException, RuntimeError) as error:
+                if time.monotonic() - self._looked < STALE_S:  # say it once
+                    logger.warning("cannot see the replicas of %s: %s", self.name, error)
+                self._running = 0
+
+    def _look(self) -> None:
+        """Ask Serve's controller how many replicas run."""
+        app = serve.status().applications.get(self._handle.app_name)
+        deployment = app.deployments.get(self._handle.deployment_name) if app else None
+        self._running = deployment.replica_states.get("RUNNING", 0) if deployment else 0
+        self._looked = time.monotonic()
+
+
+def _picklable(body: dict | InferRequest) -> dict | InferRequest:
+    """The same request without the protobuf map that gRPC requests carry their parameters in."""
+    if isinstance(body, InferRequest) and body.from_grpc:
+        body = copy.copy(body)
+        body.parameters = to_http_parameters(body.parameters or {})
+    return body
