@@ -184,7 +184,10 @@ def _v2_pixels(request: InferRequest) -> Tensor:
             raise InvalidInput(f"there is no output {output.name!r}: ask for label, probability")
     image = request.inputs[0]
     form = len(image.shape), image.datatype
-    if form not in ((1, "BYTES"), (4, "FP32")) or list(image.shape[1:]) not in ([], [3, SIDE, SIDE]):
+    if form not in ((1, "BYTES"), (4, "FP32")) or list(image.shape[1:]) not in (
+        [],
+        [3, SIDE, SIDE],
+    ):
         raise InvalidInput(
             f"the input is {image.datatype} {list(image.shape)}: send BYTES [N], encoded pictures, "
             f"or FP32 [N, 3, {SIDE}, {SIDE}], preprocessed ones"

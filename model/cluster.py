@@ -80,6 +80,28 @@ class Cluster:
         """The cluster that the options of `model.ray_server` ask for."""
         return cls(cpu_count(), args.address, args.model_name, args.dashboard, args.proxy)
 
+    def deployment_options(self, args: argparse.Namespace) -> dict:
+        """The options of `model.ray_server` as Ray Serve's deployments take them.
+
+        Raises RuntimeError when a GPU is asked for and the cluster has none.
+        """
+        gpus = args.gpus_per_replica
+        if gpus is None and args.device == "cpu":
+            gpus = 0
+        elif gpus is None:
+            share = ray.cluster_resources().get("GPU", 0) / args.num_replicas
+            gpus = 1 if share >= 1 else int(share * 100) / 100
+            if args.device == "cuda" and gpus == 0:
+                raise RuntimeError("the Ray cluster has no GPU: start with --device cpu, or auto")
+        return {
+            "num_replicas": args.num_replicas,
+            "max_ongoing_requests": args.max_ongoing_requests,
+            "max_queued_requests": args.max_queued_requests,
+            "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": gpus},
+            "health_check_period_s": 0.5,  # so readiness is true to within a second
+            "graceful_shutdown_wait_loop_s": 0.2,
+        }
+
     @property
     def address(self) -> str:
         """Where other programs on this machine can join: host:port."""

@@ -8,7 +8,7 @@ import sys
 from kserve.model_server import parser as kserve_parser
 from kserve.utils.utils import cpu_count
 
-from model.weights import chosen
+WEIGHTS = ("shapes", "imagenet")  # of the environment variable MODEL_WEIGHTS; the first is default
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,9 +47,7 @@ def _parser(module: str, description: str) -> _Parser:
 def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of `python -m model.kserve_server`, checked; exits with a sentence if wrong."""
     parser = _parser("model.kserve_server", "AlexNet behind KServe, in the server's own process.")
-    parser.add_argument(
-        "--threads", type=_at_least(1), default=cpu_count(), help="torch's threads"
-    )
+    parser.add_argument("--threads", type=_at_least(1), default=cpu_count(), help="torch's threads")
     return _checked(parser, parser.parse_args(argv))
 
 
@@ -65,7 +63,11 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     ray.add_argument("--threads", type=_at_least(1), help="torch's threads a replica")
     ray.add_argument("--cpus_per_replica", type=_at_least(0.01, float), help="cores it reserves")
-    ray.add_argument("--gpus_per_replica", type=_at_least(0, float), help="GPUs it reserves")
+    ray.add_argument(
+        "--gpus_per_replica",
+        type=_at_least(0, float),
+        help="GPUs it reserves (default: an equal part of those there are)",
+    )
     ray.add_argument(
         "--max_ongoing_requests", type=_at_least(1), default=64, help="at a replica at a time"
     )
@@ -108,8 +110,6 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
         options.cpus_per_replica = float(int(share)) if share >= 1 else int(share * 100) / 100
     if options.threads is None:
         options.threads = max(1, int(options.cpus_per_replica))
-    if options.gpus_per_replica is None:
-        options.gpus_per_replica = _gpu_share(options)
     wanted = options.num_replicas * options.cpus_per_replica
     if not options.address and wanted > cores:
         parser.error(
@@ -119,25 +119,11 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
     return _checked(parser, options)
 
 
-def _gpu_share(options: argparse.Namespace) -> float:
-    """Nothing on the CPU; else a whole GPU for each replica, or an equal part of what there is."""
-    if options.device == "cpu":
-        return 0.0
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if gpus == 0:
-        return 1.0 if options.device == "cuda" else 0.0
-    share = gpus / options.num_replicas
-    return 1.0 if share >= 1 else int(share * 100) / 100
-
-
 def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace:
     """Add the weights' name; refuse unknown weights and ports that are taken."""
-    try:
-        options.weights = chosen()
-    except ValueError as error:
-        parser.error(str(error))
+    options.weights = os.environ.get("MODEL_WEIGHTS") or WEIGHTS[0]
+    if options.weights not in WEIGHTS:
+        parser.error(f"MODEL_WEIGHTS={options.weights} is not known: set {' or '.join(WEIGHTS)}")
     ports = {"--http_port": options.http_port}
     if options.enable_grpc:
         ports["--grpc_port"] = options.grpc_port
@@ -163,22 +149,6 @@ def described(options: argparse.Namespace) -> str:
 def listed(options: argparse.Namespace) -> str:
     """Every option and its value, in one line."""
     return "options: " + " ".join(f"{name}={value}" for name, value in vars(options).items())
-
-
-def deployment(options: argparse.Namespace) -> dict:
-    """The options as Ray Serve's deployments take them."""
-    return {
-        "num_replicas": options.num_replicas,
-        "max_ongoing_requests": options.max_ongoing_requests,
-        "max_queued_requests": options.max_queued_requests,
-        "ray_actor_options": {
-            "num_cpus": options.cpus_per_replica,
-            "num_gpus": options.gpus_per_replica,
-        },
-        # Ray asks each replica whether it lives; readiness is as quick as this.
-        "health_check_period_s": 0.5,
-        "graceful_shutdown_wait_loop_s": 0.2,
-    }
 
 
 def free_port() -> int:

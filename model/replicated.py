@@ -2,11 +2,11 @@
 
 import asyncio
 import copy
+import importlib
 import threading
 import time
 from typing import Any
 
-import ray
 from kserve import InferRequest
 from kserve.errors import ModelNotReady
 from kserve.logging import logger
@@ -22,6 +22,37 @@ WATCH_PERIOD_S = 0.5  # between two looks at the replicas
 STALE_S = 5.0  # a look older than this no longer counts
 
 
+class Replica:
+    """A copy of a KServe model in a process of its own: what Ray Serve runs N times.
+
+    It imports the model's class itself, so the server in front needs neither it nor torch.
+    """
+
+    def __init__(self, model_class: str, *args: Any) -> None:
+        """model_class: `module:Class` of a kserve.Model. args: what the class is made with."""
+        module, name = model_class.split(":")
+        self._model = getattr(importlib.import_module(module), name)(*args)
+        self._model.load()
+
+    async def __call__(
+        self, body: dict | InferRequest, headers: dict[str, str], verb: InferenceVerb
+    ) -> tuple[Any, dict[str, str]]:
+        """Answer one request as KServe would in its own process: (response, headers)."""
+        return await self._model(body, headers, verb)
+
+    async def healthy(self) -> bool:
+        """Whether the model is loaded."""
+        return await self._model.healthy()
+
+    def get_input_types(self) -> list[dict]:
+        """The model's inputs."""
+        return self._model.get_input_types()
+
+    def get_output_types(self) -> list[dict]:
+        """The model's outputs."""
+        return self._model.get_output_types()
+
+
 class ReplicatedModel(RayModel):
     """Stands in KServe's registry for a model and sends its requests to Ray Serve replicas.
 
@@ -35,7 +66,7 @@ class ReplicatedModel(RayModel):
     - overload and lost replicas raise ModelNotReady (HTTP 503, gRPC UNAVAILABLE);
     - a request waits at most `timeout_s` and then raises TimeoutError (HTTP 504).
 
-    The deployment is a kserve.Model that loads itself in its constructor: Ray runs that once for
+    The deployment loads its model in its constructor, as `Replica` does: Ray runs that once for
     every replica, the first ones and those it starts later.
     """
 
@@ -84,9 +115,7 @@ class ReplicatedModel(RayModel):
         verb: InferenceVerb = InferenceVerb.PREDICT,
     ) -> Any:
         """Send one request to a replica; returns its pair (response, response headers)."""
-        return await self._answer(
-            self._handle.remote(_picklable(body), headers=headers, verb=verb)
-        )
+        return await self._answer(self._handle.remote(_picklable(body), headers=headers, verb=verb))
 
     async def get_input_types(self) -> list[dict]:
         """The inputs as a replica states them."""
@@ -111,7 +140,9 @@ class ReplicatedModel(RayModel):
         if isinstance(error, RayActorError):
             return ModelNotReady(self.name, "The replica at work on the request was lost.")
         if isinstance(error, RayServeException):
-            return ModelNotReady(self.name, "No replica is free and the queue is full, or none runs.")
+            return ModelNotReady(
+                self.name, "No replica is free and the queue is full, or none runs."
+            )
         return error
 
     def _keep_looking(self) -> None:

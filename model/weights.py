@@ -5,7 +5,6 @@ also trains it: `python -m model.weights` draws, trains and writes it again.
 `MODEL_WEIGHTS=imagenet` downloads torchvision's weights (233 MB) once.
 """
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,21 +19,13 @@ from torchvision.models import AlexNet, AlexNet_Weights, alexnet
 from model import shapes
 
 FILE = Path(__file__).with_name("shapes.safetensors")
-NAMES = ("shapes", "imagenet")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; used for both weights
 
 
-def chosen() -> str:
-    """The name in the environment variable MODEL_WEIGHTS, `shapes` when it is not set."""
-    name = os.environ.get("MODEL_WEIGHTS") or "shapes"
-    if name not in NAMES:
-        raise ValueError(f"MODEL_WEIGHTS={name} is not known: choose {' or '.join(NAMES)}")
-    return name
-
-
 def build(name: str) -> tuple[AlexNet, list[str]]:
-    """AlexNet with the weights `name`, float32 on the CPU, ready to predict; and its labels.
+    """AlexNet with the weights `name`, `shapes` or `imagenet`, and its labels.
 
+    The network is float32, on the CPU, ready to predict.
     Raises RuntimeError when `imagenet` is not on this machine and cannot be downloaded.
     """
     if name == "imagenet":
