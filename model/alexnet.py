@@ -113,8 +113,8 @@ class AlexNetModel(Model):
             "label": InferOutput("label", [len(result.labels), TOP], "BYTES"),
             "probability": InferOutput("probability", [len(result.labels), TOP], "FP32"),
         }
-        outputs["label"].data = np.array(result.labels, dtype=object)
-        outputs["probability"].data = result.probabilities
+        outputs["label"].data = [label for row in result.labels for label in row]
+        outputs["probability"].data = result.probabilities.ravel().tolist()
         wanted = result.request.request_outputs
         return InferResponse(
             response_id=result.request.id or secrets.token_hex(16),

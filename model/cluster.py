@@ -3,18 +3,15 @@
 import argparse
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import warnings
 
-# Read as ray is imported, so it is set before that; Ray's processes inherit it.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-import ray  # noqa: E402
-from kserve.utils.utils import cpu_count  # noqa: E402
-from ray import serve  # noqa: E402
-from ray.serve.exceptions import RayServeException  # noqa: E402
+import ray
+from kserve.utils.utils import cpu_count
+from ray import serve
+from ray.serve.exceptions import RayServeException
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
@@ -43,8 +40,10 @@ class Cluster:
         new cluster, 0 for any free one; None: not started.
         """
         self._folder, self._application, self._serve_was_there = None, None, True
-        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         quiet = dict(log_to_driver=False, logging_level=logging.WARNING)
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             if address:
                 ray.init(address=address, **quiet)
@@ -57,7 +56,10 @@ class Cluster:
                 self._application, self._serve_was_there = application, found is not None
                 _start_serve(None)
                 return
-            # Ray's sockets lie in it, and their paths must stay short.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # Who has the token can run code on the cluster. Ray would keep one in the home folder.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            # Ray's sockets lie in this folder, and their paths must stay short.
             self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
             ray.init(
                 address="local",
@@ -100,6 +102,14 @@ class Cluster:
             "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": gpus},
             "health_check_period_s": 0.5,  # so readiness is true to within a second
             "graceful_shutdown_wait_loop_s": 0.2,
+        }
+
+    def application_options(self, args: argparse.Namespace) -> dict:
+        """The name of the application, its path at Serve's proxy, and that it may be scaled."""
+        return {
+            "name": args.model_name,
+            "route_prefix": f"/{args.model_name}",
+            "external_scaler_enabled": True,
         }
 
     @property

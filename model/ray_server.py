@@ -13,16 +13,10 @@ def main() -> None:
     args = options.ray_options()
     print(options.listed(args), flush=True)
     with Cluster.of(args) as cluster:
-        deployment = serve.deployment(Replica).options(**cluster.deployment_options(args))
-        app = deployment.bind(
-            "model.alexnet:AlexNetModel", args.model_name, args.weights, args.device, args.threads
-        )
-        handle = serve.run(
-            app,
-            name=args.model_name,
-            route_prefix=f"/{args.model_name}",
-            external_scaler_enabled=True,
-        )
+        replica = serve.deployment(Replica).options(**cluster.deployment_options(args))
+        model_args = args.model_name, args.weights, args.device, args.threads
+        app = replica.bind("model.alexnet:AlexNetModel", *model_args)
+        handle = serve.run(app, **cluster.application_options(args))
         model = ReplicatedModel(args.model_name, handle, args.request_timeout_s)
         model.load()
         Server(args).start([model])

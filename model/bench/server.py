@@ -1,0 +1,116 @@
+"""Starts one of our servers as a user would, waits until it is ready, and stops its whole tree."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from pathlib import Path
+
+import psutil
+import requests
+from tqdm import tqdm
+
+from model.options import free_port
+
+READY_WITHIN_S = 120
+STOP_WITHIN_S = 30
+
+
+class Server:
+    """A running server process: `Server("model.ray_server", "--num_replicas", "2")`.
+
+    It listens on free ports of loopback, logs to a file, and ends with `stop`, with the `with`
+    block, or with this Python process, whichever comes first. `url` (http://host:port), `grpc`
+    (host:port), `name` (of the model) are what a client needs.
+    """
+
+    def __init__(self, module: str, *options: str, **env: str) -> None:
+        """Start it and wait until the model is ready.
+
+        options: of its command line. env: environment variables to add. Raises RuntimeError with
+        the end of the log when it ends early or is not ready within two minutes.
+        """
+        http_port, grpc_port = free_port(), free_port()
+        self.module = module
+        self.url, self.grpc = f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
+        ports = ["--http_port", str(http_port), "--grpc_port", str(grpc_port)]
+        self.name = "custom-model"
+        if "--model_name" in options:
+            self.name = options[options.index("--model_name") + 1]
+        handle, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log")
+        self.log = Path(name)
+        started = time.monotonic()
+        with open(handle, "w") as log:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", module, *ports, *options],
+                env=os.environ | env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupt in the notebook is not for the server
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        self._end = weakref.finalize(self, _end, self.process, self.log)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self.seconds_to_ready = time.monotonic() - started
+
+    def _wait_until_ready(self) -> None:
+        bar = tqdm(desc=f"{self.module} starts", bar_format="{desc} {elapsed}", file=sys.stdout)
+        with bar:
+            for _ in range(READY_WITHIN_S * 5):
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"{self.module} ended: {self._tail()}")
+                with contextlib.suppress(requests.RequestException):
+                    health = f"{self.url}/v2/models/{self.name}/ready"
+                    if requests.get(health, timeout=5).status_code == 200:
+                        bar.set_description_str(f"{self.module} is ready after")
+                        return
+                bar.update()
+                time.sleep(0.2)
+        raise RuntimeError(f"{self.module} is not ready in {READY_WITHIN_S} s: {self._tail()}")
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-15:])
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's process and all its descendants."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    def memory(self) -> int:
+        """Bytes all its processes take together; what they share is counted once (PSS)."""
+        return sum(process.memory_full_info().pss for process in self.processes())
+
+    def stop(self) -> None:
+        """SIGTERM, then wait until the whole tree is gone; calling it again does nothing."""
+        self._end()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _end_with_parent() -> None:
+    """In the new process: have Linux send it SIGTERM should this one be killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def _end(process: psutil.Popen, log: Path) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        tree = [process, *process.children(recursive=True)]
+        process.terminate()
+        _, left = psutil.wait_procs(tree, timeout=STOP_WITHIN_S)
+        for survivor in left:
+            survivor.kill()
+    process.wait()
+    log.unlink(missing_ok=True)
