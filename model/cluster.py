@@ -143,7 +143,7 @@ def _applications() -> dict | None:
 
 
 def _start_serve(proxy: int | None) -> None:
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if proxy is None:
         serve.start(proxy_location="Disabled")
     else:

@@ -48,9 +48,8 @@ def pixels(encoded: bytes) -> Tensor:
         raise InvalidInput(
             f"the data is not a picture: send one of {', '.join(FORMATS)}, whole"
         ) from None
-    except Exception as error:  # decoders raise nearly anything when a file is broken
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInput(f"the picture is broken or cut off: {reason}") from None
+    except Exception:  # decoders raise nearly anything when a file is broken
+        raise InvalidInput("the picture is broken or cut off") from None
     return _preprocess(decoded)
 
 

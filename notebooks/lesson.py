@@ -1,0 +1,266 @@
+"""What the notebooks share: showing code, predictions beside measurements, processes by role."""
+
+import difflib
+import inspect
+import logging
+import os
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Said once by parts that miss nothing here: gRPC as a server starts, Ray without ipywidgets.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+warnings.filterwarnings("ignore", message="IProgress not found")
+logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+
+import psutil
+import ray
+import requests
+from IPython.display import Markdown
+from ray.util.state import list_actors, list_nodes
+
+from model import options, shapes
+from model.bench import client
+from model.bench.server import Server
+from model.options import free_port
+
+
+def code(thing: Any) -> Markdown:
+    """The source of a module, class or function, as it stands in the repository."""
+    return Markdown(f"```python\n{textwrap.dedent(inspect.getsource(thing)).strip()}\n```")
+
+
+def diff(old: ModuleType, new: ModuleType) -> Markdown:
+    """What changes from one module to the other."""
+    texts = [inspect.getsource(module).splitlines() for module in (old, new)]
+    names = [Path(module.__file__).name for module in (old, new)]
+    lines = difflib.unified_diff(*texts, *names, lineterm="", n=2)
+    return Markdown("```diff\n" + "\n".join(lines) + "\n```")
+
+
+def table(rows: Iterable[dict[str, Any]]) -> Markdown:
+    """Dictionaries with the same keys, as a table; floats with three digits."""
+    rows = list(rows)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return Markdown("\n".join(lines))
+
+
+def compare(prediction: Any, measured: Any, unit: str = "") -> None:
+    """The reader's prediction beside what was measured."""
+    measured = f"{measured:.3g}" if isinstance(measured, float) else measured
+    said = "no prediction yet" if prediction is None else f"you predicted {prediction}"
+    print(f"{said}; measured: {measured} {unit}".strip())
+
+
+# -- requests that overlap -------------------------------------------------------------------
+
+
+def at_once(server: Server, requests_: list[list[bytes]]) -> list[dict[str, Any]]:
+    """Send all requests at the same moment, one thread each, and wait for all answers.
+
+    Returns for each, in order: `sent` and `answered` (as the client saw it), `worker`, `started`
+    and `finished` (as the server tells in its headers), all in seconds since 1970.
+    """
+
+    def ask(pictures: list[bytes]) -> dict[str, Any]:
+        body = client.v1_body(pictures)
+        sent = time.time()
+        answer = requests.post(
+            f"{server.url}/v1/models/{server.name}:predict", json=body, timeout=120
+        )
+        answered = time.time()
+        answer.raise_for_status()
+        return {
+            "sent": sent,
+            "answered": answered,
+            "worker": answer.headers["x-worker"],
+            "started": float(answer.headers["x-started"]),
+            "finished": float(answer.headers["x-finished"]),
+        }
+
+    with ThreadPoolExecutor(len(requests_)) as threads:
+        return list(threads.map(ask, requests_))
+
+
+def health_checks_during(server: Server, pictures: list[bytes]) -> tuple[list[float], float]:
+    """Ask for the server's health, again and again, while it works on one large request.
+
+    Returns the seconds of each health check, and of the large request.
+    """
+    checks = []
+    with ThreadPoolExecutor(1) as thread, requests.Session() as session:
+        large = thread.submit(at_once, server, [pictures])
+        while not large.done():
+            asked = time.time()
+            session.get(f"{server.url}/v2/health/live", timeout=120).raise_for_status()
+            checks.append(time.time() - asked)
+        request = large.result()[0]
+    return checks, request["answered"] - request["sent"]
+
+
+def lanes(answers: list[dict[str, Any]], names: dict[str, str]) -> dict[str, list[tuple]]:
+    """For each worker the spans of time it worked, for plots.timeline; `names` maps its ids."""
+    spans: dict[str, list[tuple]] = {name: [] for name in names.values()}
+    for answer in sorted(answers, key=lambda answer: answer["started"]):
+        spans[names[answer["worker"]]].append((answer["started"], answer["finished"]))
+    return {name: found for name, found in spans.items() if found}
+
+
+def number(workers: Iterable[str], names: dict[str, str] | None = None) -> dict[str, str]:
+    """Names for worker ids in the order they are seen: replica 1, replica 2, ..."""
+    names = dict(names or {})
+    for worker in workers:
+        names.setdefault(worker, f"replica {len(names) + 1}")
+    return names
+
+
+# -- processes by role -----------------------------------------------------------------------
+
+# Part of a process's command line -> what it is. Ray's own helpers, then ours.
+ROLES = {
+    "gcs_server": "GCS (cluster state)",
+    "raylet/raylet": "raylet",
+    "dashboard/dashboard.py": "dashboard",
+    "_private/monitor.py": "autoscaler monitor",
+    "log_monitor.py": "log monitor",
+    "DashboardAgent": "dashboard agent",
+    "RuntimeEnvAgent": "runtime agent",
+    "ray::IDLE": "idle worker",
+    "model.ray_server": "KServe server",
+    "model.kserve_server": "KServe server",
+}
+
+
+def running() -> dict[str, psutil.Process]:
+    """The processes below this notebook, by role: those of Ray, of Serve, and our servers.
+
+    Serve's actors are told apart by Ray's state API.
+    """
+    roles = _actor_roles()
+    found: dict[str, psutil.Process] = {}
+    for process in psutil.Process().children(recursive=True):
+        line = " ".join(process.cmdline())
+        role = roles.get(process.pid) or next((r for k, r in ROLES.items() if k in line), None)
+        if role:
+            same = sum(name == role or name.startswith(f"{role} ") for name in found)
+            found[role if not same else f"{role} {same + 1}"] = process
+    return found
+
+
+def _actor_roles() -> dict[int, str]:
+    """pid -> role of Serve's actors; nothing while no cluster is joined."""
+    if not ray.is_initialized():
+        return {}
+    roles: dict[int, str] = {}
+    replicas: dict[str, int] = {}
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    for actor in sorted(actors, key=lambda actor: actor.pid):
+        if actor.class_name == "ServeController":
+            roles[actor.pid] = "Serve controller"
+        elif actor.class_name == "ProxyActor":
+            roles[actor.pid] = "HTTP proxy"
+        elif actor.class_name.startswith("ServeReplica:"):
+            application = actor.class_name.split(":")[1]
+            replicas[application] = replicas.get(application, 0) + 1
+            roles[actor.pid] = f"replica {replicas[application]} of {application}"
+    return roles
+
+
+def places(processes: Iterable[str]) -> dict[str, list[str]]:
+    """The roles sorted by where they belong, for plots.processes (a cluster of one node)."""
+    drivers = [role for role in processes if role.startswith("KServe server")]
+    actors = [role for role in processes if role in set(_actor_roles().values())]
+    rest = [role for role in processes if role not in drivers + actors]
+    return {
+        "programs that joined the cluster": drivers,
+        "head node: actors of Serve": actors,
+        "head node: Ray's household": rest,
+    }
+
+
+def nodes() -> dict[str, str]:
+    """Ray's nodes by role (head, worker 1, ...) and their state, from Ray's state API."""
+    found = sorted(list_nodes(), key=lambda node: not node.is_head_node)
+    return {
+        "head node" if node.is_head_node else f"worker node {i}": node.state
+        for i, node in enumerate(found)
+    }
+
+
+def cpu_used(action: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds each process used while `action` ran, largest first."""
+    processes = running()
+    before = {role: sum(process.cpu_times()[:2]) for role, process in processes.items()}
+    action()
+    used = {role: sum(p.cpu_times()[:2]) - before[role] for role, p in processes.items()}
+    return dict(sorted(used.items(), key=lambda item: -item[1]))
+
+
+# -- exercises -------------------------------------------------------------------------------
+
+
+async def check_scale_hello(scale_hello: Callable[[int], Any]) -> None:
+    """Notebook 1: does `scale_hello(3)` run three replicas?"""
+    handle = scale_hello(3)
+    if handle is None:
+        return print("not yet: scale_hello returns nothing; return what serve.run returns")
+    answers = [handle.remote() for _ in range(120)]
+    replicas = {await answer for answer in answers}
+    if len(replicas) != 3:
+        return print(f"not yet: {len(replicas)} replicas answered, 3 were asked for")
+    print("right: three replicas answered")
+
+
+def check_my_v2_body(my_v2_body: Callable[[list[bytes]], dict], server: Server) -> None:
+    """Notebook 2: does the server answer the body as it answers ours?"""
+    pictures = [shapes.jpeg("green square", seed=3), shapes.jpeg("blue star", seed=4)]
+    body = my_v2_body(pictures)
+    if body is None:
+        return print("not yet: my_v2_body returns nothing")
+    url = f"{server.url}/v2/models/{server.name}/infer"
+    answer = requests.post(url, json=body, timeout=60)
+    if answer.status_code != 200:
+        return print(f"not yet: the server says {answer.json().get('error', answer.text)}")
+    labels = next(out for out in answer.json()["outputs"] if out["name"] == "label")["data"]
+    if labels[::5] != ["green square", "blue star"]:
+        return print(f"not yet: for a green square and a blue star it answers {labels[::5]}")
+    print("right: both pictures are answered, in order")
+
+
+def check_busy_at_once(busy_at_once: Callable[[list[tuple[float, float]]], int]) -> None:
+    """Notebook 3: counts busy_at_once right?"""
+    cases = [
+        ([(0, 1), (1, 2), (2, 3)], 1, "one ends when the next begins"),
+        ([(0, 4), (1, 2), (1, 3)], 3, "two lie within the first"),
+        ([(3, 5), (0, 1), (4, 6)], 2, "they need not be in order"),
+    ]
+    for spans, expected, what in cases:
+        found = busy_at_once(spans)
+        if found is None:
+            return print("not yet: busy_at_once returns nothing")
+        if found != expected:
+            return print(f"not yet: {spans} gives {found}, not {expected} ({what})")
+    print("right: three cases of three")
+
+
+def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
+    """Notebook 3: does the server accept the options, and for four replicas?"""
+    chosen = four_replicas()
+    if chosen is None:
+        return print("not yet: four_replicas returns nothing")
+    ports = [f"--http_port={free_port()}", f"--grpc_port={free_port()}"]
+    try:
+        accepted = options.ray_options([*ports, *chosen])
+    except SystemExit as refusal:
+        return print(f"not yet: {refusal}")
+    if accepted.num_replicas != 4:
+        return print(f"not yet: these start {accepted.num_replicas} replicas")
+    print(f"right: four replicas, {accepted.cpus_per_replica:g} cores each")
