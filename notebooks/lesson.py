@@ -107,10 +107,13 @@ def health_checks_during(server: Server, pictures: list[bytes]) -> tuple[list[fl
 
 
 def lanes(answers: list[dict[str, Any]], names: dict[str, str]) -> dict[str, list[tuple]]:
-    """For each worker the spans of time it worked, for plots.timeline; `names` maps its ids."""
+    """For each worker when it worked on which request, for plots.timeline.
+
+    The requests are numbered as they were sent; `names` gives the workers' ids their names.
+    """
     spans: dict[str, list[tuple]] = {name: [] for name in names.values()}
-    for answer in sorted(answers, key=lambda answer: answer["started"]):
-        spans[names[answer["worker"]]].append((answer["started"], answer["finished"]))
+    for i, answer in enumerate(answers, start=1):
+        spans[names[answer["worker"]]].append((answer["started"], answer["finished"], i))
     return {name: found for name, found in spans.items() if found}
 
 

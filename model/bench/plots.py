@@ -3,7 +3,6 @@
 from io import BytesIO
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
@@ -44,35 +43,36 @@ def answers(pictures: list[bytes], predictions: list[list[dict]]) -> Figure:
     return figure
 
 
-def timeline(lanes: dict[str, list[tuple[float, float]]], title: str, axes: Axes | None = None):
-    """Who worked when: for each lane the spans (start, end) in seconds, numbered in order.
+def timeline(lanes: dict[str, list[tuple[float, float, int]]], title: str) -> Figure:
+    """Who worked on what, when: for each lane its spans (start, end, number of the request).
 
-    The lanes are drawn from the top; the clock starts at the first span. Returns the figure.
+    Times are in seconds; the clock starts at the first span. The lanes are drawn from the top.
     """
     with plt.rc_context(STYLE):
-        if axes is None:
-            _, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(lanes)))
-        zero = min(start for spans in lanes.values() for start, _ in spans)
-        for row, (name, spans) in enumerate(lanes.items()):
-            for start, end in spans:
+        figure, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(lanes)))
+        zero = min(start for spans in lanes.values() for start, _, _ in spans)
+        for row, spans in enumerate(lanes.values()):
+            colour = LANES[row % len(LANES)]
+            for start, end, request in spans:
                 axes.barh(
                     row,
                     end - start,
                     left=start - zero,
                     height=0.62,
-                    color=LANES[row % len(LANES)],
+                    color=colour,
                     edgecolor="white",
-                    linewidth=1.5,
                 )
+                middle = (start + end) / 2 - zero
+                axes.text(middle, row, request, ha="center", va="center", color="white")
         axes.set_yticks(range(len(lanes)), list(lanes))
         axes.set_ylim(len(lanes) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel("seconds")
         axes.set_title(title)
         axes.tick_params(axis="y", length=0)
-        axes.figure.tight_layout()
-        plt.close(axes.figure)
-    return axes.figure
+        figure.tight_layout()
+        plt.close(figure)
+    return figure
 
 
 def bars(values: dict[str, float], title: str, unit: str) -> Figure:
