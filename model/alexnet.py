@@ -15,7 +15,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 from torch import Tensor
 
-from model import weights
+from model import CannotStart, weights
 from model.pictures import pixels
 
 MAX_INSTANCES = 64  # pictures in one request
@@ -73,7 +73,7 @@ class AlexNetModel(Model):
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("torch finds no usable GPU: start with --device cpu, or auto")
+            raise CannotStart("torch finds no usable GPU: start with --device cpu, or auto")
         network, self.labels = weights.build(self.weights)
         self.network = network.to(self.device)
         self.worker = secrets.token_hex(4)  # tells one loaded copy of the model from another

@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import tempfile
 import warnings
 
@@ -12,6 +14,8 @@ import ray
 from kserve.utils.utils import cpu_count
 from ray import serve
 from ray.serve.exceptions import RayServeException
+
+from model import CannotStart
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
@@ -35,7 +39,7 @@ class Cluster:
         """num_cpus: what replicas may reserve of a new cluster, in all.
 
         address: of the cluster to join. application: the name of the Serve application that this
-        process will run, and that `stop` deletes; RuntimeError when the cluster has one of that
+        process will run, and that `stop` deletes; CannotStart when the cluster has one of that
         name. dashboard, proxy: the ports of Ray's dashboard and of Serve's own HTTP proxy on a
         new cluster, 0 for any free one; None: not started.
         """
@@ -46,10 +50,11 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             if address:
+                _check_reachable(address)
                 ray.init(address=address, **quiet)
                 found = _applications()
                 if application in (found or {}):
-                    raise RuntimeError(
+                    raise CannotStart(
                         f"an application {application!r} already runs on this Ray cluster: "
                         "choose another --model_name"
                     )
@@ -85,7 +90,7 @@ class Cluster:
     def deployment_options(self, args: argparse.Namespace) -> dict:
         """The options of `model.ray_server` as Ray Serve's deployments take them.
 
-        Raises RuntimeError when a GPU is asked for and the cluster has none.
+        Raises CannotStart when a GPU is asked for and the cluster has none.
         """
         gpus = args.gpus_per_replica
         if gpus is None and args.device == "cpu":
@@ -94,7 +99,7 @@ class Cluster:
             share = ray.cluster_resources().get("GPU", 0) / args.num_replicas
             gpus = 1 if share >= 1 else int(share * 100) / 100
             if args.device == "cuda" and gpus == 0:
-                raise RuntimeError("the Ray cluster has no GPU: start with --device cpu, or auto")
+                raise CannotStart("the Ray cluster has no GPU: start with --device cpu, or auto")
         return {
             "num_replicas": args.num_replicas,
             "max_ongoing_requests": args.max_ongoing_requests,
@@ -130,8 +135,11 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        cause = _why_not_deployed() if isinstance(error, RuntimeError) else None
         self.stop()
+        if cause:
+            raise CannotStart(cause) from error
 
 
 def _applications() -> dict | None:
@@ -140,6 +148,32 @@ def _applications() -> dict | None:
         return serve.status().applications
     except RayServeException:
         return None
+
+
+def _why_not_deployed() -> str | None:
+    """What a replica raised as it was made; None when every deployment is fine.
+
+    `serve.run` itself says only which deployment failed.
+    """
+    for application in (_applications() or {}).values():
+        for deployment in application.deployments.values():
+            if deployment.status == "DEPLOY_FAILED":
+                raised = re.findall(r"^\S*(?:Error|CannotStart): (.*)", deployment.message, re.M)
+                return raised[-1] if raised else deployment.message
+    return None
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse in a second what Ray gives up after two minutes; `auto` finds a head by itself."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise CannotStart(f"--address {address}: give the host:port of a Ray cluster's head")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise CannotStart(f"no Ray cluster answers at {address} ({error})") from None
 
 
 def _start_serve(proxy: int | None) -> None:

@@ -4,9 +4,12 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 from kserve.model_server import parser as kserve_parser
 from kserve.utils.utils import cpu_count
+
+from model import CannotStart
 
 WEIGHTS = ("shapes", "imagenet")  # of the environment variable MODEL_WEIGHTS; the first is default
 
@@ -149,6 +152,14 @@ def described(options: argparse.Namespace) -> str:
 def listed(options: argparse.Namespace) -> str:
     """Every option and its value, in one line."""
     return "options: " + " ".join(f"{name}={value}" for name, value in vars(options).items())
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a server's `main`; when it cannot start, exit with the sentence that says why."""
+    try:
+        main()
+    except CannotStart as error:
+        sys.exit(str(error))
 
 
 def free_port() -> int:

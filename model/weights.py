@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import AlexNet, AlexNet_Weights, alexnet
 
-from model import shapes
+from model import CannotStart, shapes
 
 FILE = Path(__file__).with_name("shapes.safetensors")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; used for both weights
@@ -26,7 +26,7 @@ def build(name: str) -> tuple[AlexNet, list[str]]:
     """AlexNet with the weights `name`, `shapes` or `imagenet`, and its labels.
 
     The network is float32, on the CPU, ready to predict.
-    Raises RuntimeError when `imagenet` is not on this machine and cannot be downloaded.
+    Raises CannotStart when `imagenet` is not on this machine and cannot be downloaded.
     """
     if name == "imagenet":
         try:
@@ -34,7 +34,7 @@ def build(name: str) -> tuple[AlexNet, list[str]]:
                 progress=False, check_hash=True, weights_only=True
             )
         except OSError as error:
-            raise RuntimeError(
+            raise CannotStart(
                 f"AlexNet's ImageNet weights could not be downloaded ({error}). "
                 "Unset MODEL_WEIGHTS to use the embedded demo weights, which need no network."
             ) from error
