@@ -4,11 +4,13 @@ import contextlib
 import ctypes
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import weakref
+from collections import defaultdict
 from pathlib import Path
 
 import psutil
@@ -86,8 +88,12 @@ class Server:
         return [self.process, *self.process.children(recursive=True)]
 
     def memory(self) -> int:
-        """Bytes all its processes take together; what they share is counted once (PSS)."""
-        return sum(process.memory_full_info().pss for process in self.processes())
+        """Bytes all its processes take together; what they share is counted once.
+
+        On Linux that is PSS; elsewhere what is shared is left out (USS).
+        """
+        infos = [process.memory_full_info() for process in self.processes()]
+        return sum(getattr(info, "pss", info.uss) for info in infos)
 
     def stop(self) -> None:
         """SIGTERM, then wait until the whole tree is gone; calling it again does nothing."""
@@ -114,3 +120,22 @@ def _end(process: psutil.Popen, log: Path) -> None:
             survivor.kill()
     process.wait()
     log.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Print the seconds to ready and the memory of both servers: medians of three starts each."""
+    seconds, memory = defaultdict(list), defaultdict(list)
+    for _ in range(3):
+        for module in ("model.kserve_server", "model.ray_server"):
+            with Server(module) as server:
+                seconds[module].append(server.seconds_to_ready)
+                memory[module].append(server.memory() / 1e9)
+    for module in seconds:
+        print(
+            f"{module}: ready after {statistics.median(seconds[module]):.1f} s, "
+            f"{statistics.median(memory[module]):.2f} GB"
+        )
+
+
+if __name__ == "__main__":
+    main()
