@@ -68,18 +68,27 @@ class AlexNetModel(Model):
 
     def load(self) -> bool:
         """Read the weights and answer one blank picture, so that no request pays for the first."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        self._settle()
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise CannotStart("torch finds no usable GPU: start with --device cpu, or auto")
         network, self.labels = weights.build(self.weights)
         self.network = network.to(self.device)
-        self.worker = secrets.token_hex(4)  # tells one loaded copy of the model from another
         self.predict(Pictures(torch.zeros(1, 3, SIDE, SIDE), None, time.time()))
         self.ready = True
         return self.ready
+
+    def _settle(self) -> None:
+        """What each process does for itself: torch's threads, and a name for its copy."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        self.worker = secrets.token_hex(4)
+
+    def __setstate__(self, state: dict) -> None:
+        """KServe's `--workers N` sends the loaded model to N processes."""
+        self.__dict__.update(state)
+        self._settle()
 
     def preprocess(self, payload: Any, headers: dict | None = None) -> Pictures:
         """Decode what came in: a V1 body (dict, or its JSON as bytes) or a V2 InferRequest."""
@@ -160,7 +169,7 @@ def _v1_pictures(payload: Any) -> list[bytes]:
     if isinstance(payload, bytes):  # KServe parses only some content types
         try:
             payload = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidInput(f"the body is not JSON: send {V1_FORM}") from None
     if not isinstance(payload, dict) or not isinstance(payload.get("instances"), list):
         raise InvalidInput(f"the body has no list of instances: send {V1_FORM}")
@@ -179,17 +188,18 @@ def _v2_pixels(request: InferRequest) -> Tensor:
     """The preprocessed pictures of a V2 request: float32 [N, 3, 224, 224]."""
     if len(request.inputs) != 1 or request.inputs[0].name != "image":
         raise InvalidInput("send one input, named image")
-    for output in request.request_outputs or []:
+    outputs = request.request_outputs or []
+    if not all(hasattr(it.parameters or {}, "get") for it in (request, *outputs)):
+        raise InvalidInput("parameters have names: send an object")
+    for output in outputs:
         if output.name not in ("label", "probability"):
             raise InvalidInput(f"there is no output {output.name!r}: ask for label, probability")
     image = request.inputs[0]
-    form = len(image.shape), image.datatype
-    if form not in ((1, "BYTES"), (4, "FP32")) or list(image.shape[1:]) not in (
-        [],
-        [3, SIDE, SIDE],
-    ):
+    numbers = isinstance(image.shape, list) and all(type(n) is int for n in image.shape)
+    form = (image.datatype, *image.shape[1:]) if numbers and image.shape else None
+    if form not in (("BYTES",), ("FP32", 3, SIDE, SIDE)):
         raise InvalidInput(
-            f"the input is {image.datatype} {list(image.shape)}: send BYTES [N], encoded pictures, "
+            f"the input is {image.datatype} {image.shape}: send BYTES [N], encoded pictures, "
             f"or FP32 [N, 3, {SIDE}, {SIDE}], preprocessed ones"
         )
     _check_count(image.shape[0])

@@ -1,6 +1,7 @@
 """Ray for as long as it is needed: a cluster of our own on loopback, or one that runs already."""
 
 import argparse
+import atexit
 import logging
 import os
 import re
@@ -11,11 +12,11 @@ import tempfile
 import warnings
 
 import ray
-from kserve.utils.utils import cpu_count
 from ray import serve
-from ray.serve.exceptions import RayServeException
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from model import CannotStart
+from model.options import cores
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
@@ -43,22 +44,25 @@ class Cluster:
         name. dashboard, proxy: the ports of Ray's dashboard and of Serve's own HTTP proxy on a
         new cluster, 0 for any free one; None: not started.
         """
-        self._folder, self._application, self._serve_was_there = None, None, True
+        if ray.is_initialized():
+            raise CannotStart("this process is connected to Ray already: stop that cluster first")
+        self._folder, self._application, self._serve_was_there = None, application, True
+        self._joined = False
+        atexit.register(self.stop)
         quiet = dict(log_to_driver=False, logging_level=logging.WARNING)
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             if address:
                 _check_reachable(address)
                 ray.init(address=address, **quiet)
-                found = _applications()
-                if application in (found or {}):
+                self._serve_was_there = _serve_runs()
+                if self._serve_was_there and application in serve.status().applications:
                     raise CannotStart(
                         f"an application {application!r} already runs on this Ray cluster: "
                         "choose another --model_name"
                     )
-                self._application, self._serve_was_there = application, found is not None
+                self._joined = True
                 _start_serve(None)
                 return
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -85,7 +89,7 @@ class Cluster:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Cluster":
         """The cluster that the options of `model.ray_server` ask for."""
-        return cls(cpu_count(), args.address, args.model_name, args.dashboard, args.proxy)
+        return cls(cores(), args.address, args.model_name, args.dashboard, args.proxy)
 
     def deployment_options(self, args: argparse.Namespace) -> dict:
         """The options of `model.ray_server` as Ray Serve's deployments take them.
@@ -124,43 +128,47 @@ class Cluster:
 
     def stop(self) -> None:
         """Leave the cluster; one of our own ends with all its processes and files."""
-        if self._application:
-            serve.delete(self._application)
-        if not self._serve_was_there:
-            serve.shutdown()
-        ray.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        atexit.unregister(self.stop)
+        joined, self._joined = self._joined, False
+        try:
+            if joined:
+                serve.delete(self._application)
+                if not self._serve_was_there and not serve.status().applications:
+                    serve.shutdown()
+        finally:
+            ray.shutdown()
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _why_not_deployed(self) -> str | None:
+        """What a replica of our application raised as it was made; None when that is not it.
+
+        `serve.run` itself says only which deployment failed.
+        """
+        application = serve.status().applications.get(self._application)
+        for deployment in application.deployments.values() if application else ():
+            if deployment.status == "DEPLOY_FAILED":
+                raised = re.findall(r"^\S*(?:Error|CannotStart): (.*)", deployment.message, re.M)
+                return raised[-1] if raised else deployment.message
+        return None
 
     def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        cause = _why_not_deployed() if isinstance(error, RuntimeError) else None
+        cause = self._why_not_deployed() if isinstance(error, RuntimeError) else None
         self.stop()
         if cause:
             raise CannotStart(cause) from error
 
 
-def _applications() -> dict | None:
-    """The Serve applications of the cluster joined; None where Serve does not run."""
+def _serve_runs() -> bool:
+    """Whether the cluster joined has Serve on it."""
     try:
-        return serve.status().applications
-    except RayServeException:
-        return None
-
-
-def _why_not_deployed() -> str | None:
-    """What a replica raised as it was made; None when every deployment is fine.
-
-    `serve.run` itself says only which deployment failed.
-    """
-    for application in (_applications() or {}).values():
-        for deployment in application.deployments.values():
-            if deployment.status == "DEPLOY_FAILED":
-                raised = re.findall(r"^\S*(?:Error|CannotStart): (.*)", deployment.message, re.M)
-                return raised[-1] if raised else deployment.message
-    return None
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_reachable(address: str) -> None:

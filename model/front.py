@@ -16,6 +16,7 @@ from kserve import ModelServer
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
 from kserve.model import BaseKServeModel
 from kserve.model_server import app
+from kserve.model_server import args as kserve_args
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as grpc_v2
 from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
@@ -27,7 +28,7 @@ from model import options
 RETRY_AFTER_S = 1  # what a client that got 503 is told to wait
 
 
-class Server(ModelServer):
+class StrictModelServer(ModelServer):
     """KServe's ModelServer on one host for HTTP and gRPC, with one line when it is ready."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -87,7 +88,8 @@ class StrictDataPlane(DataPlane):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InvalidInput):
                 raise
-            raise InvalidInput(f"the request cannot be read: {error!r}") from None
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InvalidInput(f"the request cannot be read: {what}") from None
 
     async def get_model(self, name: str) -> BaseKServeModel:
         """The model, or ModelNotReady (KServe: calls its `load` inside the request)."""
@@ -106,19 +108,19 @@ class StrictGRPCServer(GRPCServer):
     """
 
     def __init__(self, host, port, data_plane, model_repository_extension, grace_period):
-        from kserve.model_server import args
-
-        super().__init__(port, data_plane, model_repository_extension, vars(args), grace_period)
+        super().__init__(port, data_plane, model_repository_extension, {}, grace_period)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self, max_workers: int) -> None:
         """Listen until stopped; `max_workers` threads serve what is not a coroutine."""
-        sizes = ("grpc_max_send_message_length", "grpc_max_receive_message_length")
         self._server = grpc.aio.server(
             futures.ThreadPoolExecutor(max_workers),
             interceptors=(StatusInterceptor(),),
-            options=[(name.replace("_", ".", 1), self._kwargs[name]) for name in sizes]
-            + [("grpc.so_reuseport", 0)],
+            options=[
+                ("grpc.max_send_message_length", kserve_args.grpc_max_send_message_length),
+                ("grpc.max_receive_message_length", kserve_args.grpc_max_receive_message_length),
+                ("grpc.so_reuseport", 0),
+            ],
         )
         grpc_v2.add_GRPCInferenceServiceServicer_to_server(
             InferenceServicer(self._data_plane, self._model_repository_extension), self._server

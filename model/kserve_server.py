@@ -2,7 +2,7 @@
 
 from model import options
 from model.alexnet import AlexNetModel
-from model.front import Server
+from model.front import StrictModelServer
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     print(options.listed(args), flush=True)
     model = AlexNetModel(args.model_name, args.weights, args.device, args.threads)
     model.load()
-    Server(args).start([model])
+    StrictModelServer(args).start([model])
 
 
 if __name__ == "__main__":

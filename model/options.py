@@ -1,11 +1,14 @@
 """The command lines of both servers: KServe's own arguments, and what we add."""
 
 import argparse
+import math
 import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from kserve.errors import ModelNotReady
 from kserve.model_server import parser as kserve_parser
 from kserve.utils.utils import cpu_count
 
@@ -24,11 +27,11 @@ class _Parser(argparse.ArgumentParser):
 def _at_least(least: float, kind: type = int):
     def number(text: str):
         value = kind(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        if not least <= value < math.inf:  # nan is not either
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} on")
         return value
 
-    number.__name__ = kind.__name__
+    number.__name__ = kind.__name__  # argparse says it: invalid int value
     return number
 
 
@@ -50,7 +53,7 @@ def _parser(module: str, description: str) -> _Parser:
 def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of `python -m model.kserve_server`, checked; exits with a sentence if wrong."""
     parser = _parser("model.kserve_server", "AlexNet behind KServe, in the server's own process.")
-    parser.add_argument("--threads", type=_at_least(1), default=cpu_count(), help="torch's threads")
+    parser.add_argument("--threads", type=_at_least(1), default=cores(), help="torch's threads")
     return _checked(parser, parser.parse_args(argv))
 
 
@@ -76,9 +79,9 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     ray.add_argument(
         "--max_queued_requests",
-        type=_at_least(-1),
+        type=_at_least(1),
         default=256,
-        help="that wait for a replica; more get 503; -1: no limit",
+        help="that wait for a replica; more get 503",
     )
     ray.add_argument(
         "--request_timeout_s",
@@ -106,18 +109,19 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--workers is 1 here: replicas are the workers, see --num_replicas")
     if options.address and (options.dashboard is not None or options.proxy is not None):
         parser.error("--dashboard and --proxy belong to a cluster of its own, not to --address")
-    cores = cpu_count()
-    options.num_replicas = options.num_replicas or min(cores, 8)
+    available = cores()
+    options.num_replicas = options.num_replicas or min(available, 8)
     if options.cpus_per_replica is None:
-        share = cores / options.num_replicas
-        options.cpus_per_replica = float(int(share)) if share >= 1 else int(share * 100) / 100
+        share = available / options.num_replicas
+        whole = math.floor(share) if share >= 1 else math.floor(share * 100) / 100
+        options.cpus_per_replica = max(float(whole), 0.01)
     if options.threads is None:
         options.threads = max(1, int(options.cpus_per_replica))
     wanted = options.num_replicas * options.cpus_per_replica
-    if not options.address and wanted > cores:
+    if not options.address and wanted > available:
         parser.error(
             f"{options.num_replicas} replicas of {options.cpus_per_replica:g} CPUs need "
-            f"{wanted:g}, there are {cores}: lower --num_replicas or --cpus_per_replica"
+            f"{wanted:g}, there are {available}: lower --num_replicas or --cpus_per_replica"
         )
     return _checked(parser, options)
 
@@ -130,6 +134,8 @@ def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace
     ports = {"--http_port": options.http_port}
     if options.enable_grpc:
         ports["--grpc_port"] = options.grpc_port
+        if options.grpc_port == options.http_port:
+            parser.error(f"HTTP and gRPC cannot share port {options.http_port}: choose --grpc_port")
     for name, port in ports.items():
         try:
             family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
@@ -146,7 +152,7 @@ def described(options: argparse.Namespace) -> str:
     text = f"{options.model_name} (AlexNet, {options.weights} weights, {options.device}), "
     if hasattr(options, "num_replicas"):
         text += f"{options.num_replicas} replicas of "
-    return text + f"{options.threads} torch threads"
+    return text + f"{options.threads} torch {'threads' if options.threads > 1 else 'thread'}"
 
 
 def listed(options: argparse.Namespace) -> str:
@@ -158,8 +164,21 @@ def run(main: Callable[[], None]) -> None:
     """Call a server's `main`; when it cannot start, exit with the sentence that says why."""
     try:
         main()
-    except CannotStart as error:
+    except (CannotStart, ModelNotReady) as error:
         sys.exit(str(error))
+
+
+def cores() -> int:
+    """The cores this process may use; a container's limit counts.
+
+    KServe's own count misses the limits of cgroup version 2, which containers have today.
+    """
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit = max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        limit = math.inf
+    return min(cpu_count(), limit)
 
 
 def free_port() -> int:

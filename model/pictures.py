@@ -34,13 +34,14 @@ def pixels(encoded: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:  # reads only the header
             _check_size(*image.size)
-            plain = image.format == "JPEG" or (image.format == "PNG" and encoded[24] == 8)
+            # MPO is a JPEG with more pictures behind it; byte 24 of a PNG is its bits a channel.
+            plain = image.format in ("JPEG", "MPO") or (image.format == "PNG" and encoded[24] == 8)
             if plain and image.mode in ("RGB", "L") and "transparency" not in image.info:
                 data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
                 decoded = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
             else:
                 decoded = _decode_with_pillow(image)
-    except InvalidInput:
+    except (InvalidInput, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise InvalidInput(_TOO_LARGE) from None
@@ -71,11 +72,11 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
     CMYK is converted, 16 bits become 8, of an animation the first frame is taken, and what is
     transparent shows white.
     """
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8), "L")
     elif image.mode in ("I", "F"):
         raise InvalidInput("pictures of 32 bits a channel are not supported: send 8 or 16")
-    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

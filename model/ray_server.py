@@ -4,7 +4,7 @@ from ray import serve
 
 from model import options
 from model.cluster import Cluster
-from model.front import Server
+from model.front import StrictModelServer
 from model.replicated import Replica, ReplicatedModel
 
 
@@ -19,7 +19,7 @@ def main() -> None:
         handle = serve.run(app, **cluster.application_options(args))
         model = ReplicatedModel(args.model_name, handle, args.request_timeout_s)
         model.load()
-        Server(args).start([model])
+        StrictModelServer(args).start([model])
 
 
 if __name__ == "__main__":

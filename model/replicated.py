@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import ray
 from kserve import InferRequest
 from kserve.errors import ModelNotReady
 from kserve.logging import logger
@@ -14,12 +15,13 @@ from kserve.model import InferenceVerb
 from kserve.protocol.infer_type import to_http_parameters
 from kserve.ray import RayModel
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 WATCH_PERIOD_S = 0.5  # between two looks at the replicas
 STALE_S = 5.0  # a look older than this no longer counts
+LOAD_WITHIN_S = 60.0
 
 
 class Replica:
@@ -82,17 +84,20 @@ class ReplicatedModel(RayModel):
     def load(self) -> bool:
         """Wait until a replica answers that it is ready; then keep watching how many run.
 
-        Called again it does nothing. Raises ModelNotReady when no replica is ready in time, or
-        what a replica itself raises.
+        Called again it does nothing. Raises ModelNotReady when no replica is ready within a
+        minute, or what a replica itself raises.
         """
         if self._watch is None:
             try:
-                ready = self._handle.healthy.remote().result(timeout_s=self.timeout_s)
+                ready = self._handle.healthy.remote().result(timeout_s=LOAD_WITHIN_S)
+            except TimeoutError:
+                ready = False
             except Exception as error:
                 raise self._translated(error) from None
             if not ready:
-                raise ModelNotReady(self.name, "Its replica started but did not load the model.")
+                raise ModelNotReady(self.name, "None of its replicas has loaded it.")
             self._look()
+            self._stopped.clear()
             self._watch = threading.Thread(target=self._keep_looking, daemon=True)
             self._watch.start()
         self.ready = True
@@ -106,6 +111,7 @@ class ReplicatedModel(RayModel):
     def stop(self) -> None:
         """End the watch; KServe calls this as it shuts down."""
         self._stopped.set()
+        self._watch = None
         super().stop()
 
     async def __call__(
@@ -115,20 +121,27 @@ class ReplicatedModel(RayModel):
         verb: InferenceVerb = InferenceVerb.PREDICT,
     ) -> Any:
         """Send one request to a replica; returns its pair (response, response headers)."""
-        return await self._answer(self._handle.remote(_picklable(body), headers=headers, verb=verb))
+        return await self._answer(self._handle, _picklable(body), headers=headers, verb=verb)
 
     async def get_input_types(self) -> list[dict]:
         """The inputs as a replica states them."""
-        return await self._answer(self._handle.get_input_types.remote())
+        return await self._answer(self._handle.get_input_types)
 
     async def get_output_types(self) -> list[dict]:
         """The outputs as a replica states them."""
-        return await self._answer(self._handle.get_output_types.remote())
+        return await self._answer(self._handle.get_output_types)
 
-    async def _answer(self, response: Any) -> Any:
+    async def _answer(self, method: DeploymentHandle, *args: Any, **kwargs: Any) -> Any:
+        """Call a replica's method; what nobody waits for any more is cancelled there too."""
+        response = method.remote(*args, **kwargs)
         try:
             return await asyncio.wait_for(response, self.timeout_s)
+        except asyncio.CancelledError:  # the client has gone
+            response.cancel()
+            raise
         except Exception as error:
+            if isinstance(error, TimeoutError):
+                response.cancel()
             raise self._translated(error) from None
 
     def _translated(self, error: Exception) -> Exception:
@@ -137,25 +150,27 @@ class ReplicatedModel(RayModel):
             return error.cause
         if isinstance(error, TimeoutError):
             return TimeoutError(f"{self.name} gave no answer within {self.timeout_s:g} seconds.")
-        if isinstance(error, RayActorError):
+        if isinstance(error, BackPressureError):
+            return ModelNotReady(self.name, "Its replicas are busy and the queue is full.")
+        if isinstance(error, RayError | RayServeException):
             return ModelNotReady(self.name, "The replica at work on the request was lost.")
-        if isinstance(error, RayServeException):
-            return ModelNotReady(
-                self.name, "No replica is free and the queue is full, or none runs."
-            )
         return error
 
     def _keep_looking(self) -> None:
+        seen = True
         while not self._stopped.wait(WATCH_PERIOD_S):
             try:
                 self._look()
-            except (RayError, RayServeException, RuntimeError) as error:
-                if time.monotonic() - self._looked < STALE_S:  # say it once
+                seen = True
+            except Exception as error:  # whatever it is, the watch goes on
+                if seen:
                     logger.warning("cannot see the replicas of %s: %s", self.name, error)
-                self._running = 0
+                self._running, seen = 0, False
 
     def _look(self) -> None:
         """Ask Serve's controller how many replicas run."""
+        if not ray.is_initialized():  # else `serve.status` would start a cluster
+            raise RuntimeError("this process has left the Ray cluster")
         app = serve.status().applications.get(self._handle.app_name)
         deployment = app.deployments.get(self._handle.deployment_name) if app else None
         self._running = deployment.replica_states.get("RUNNING", 0) if deployment else 0

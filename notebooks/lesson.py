@@ -1,5 +1,6 @@
 """What the notebooks share: showing code, predictions beside measurements, processes by role."""
 
+import contextlib
 import difflib
 import inspect
 import logging
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,7 @@ from ray.util.state import list_actors, list_nodes
 
 from model import options, shapes
 from model.bench import client
-from model.bench.server import Server
+from model.bench.server import ServerProcess
 from model.options import free_port
 
 
@@ -63,7 +65,7 @@ def compare(prediction: Any, measured: Any, unit: str = "") -> None:
 # -- requests that overlap -------------------------------------------------------------------
 
 
-def at_once(server: Server, requests_: list[list[bytes]]) -> list[dict[str, Any]]:
+def at_once(server: ServerProcess, requests_: list[list[bytes]]) -> list[dict[str, Any]]:
     """Send all requests at the same moment, one thread each, and wait for all answers.
 
     Returns for each, in order: `sent` and `answered` (as the client saw it), `worker`, `started`
@@ -90,7 +92,7 @@ def at_once(server: Server, requests_: list[list[bytes]]) -> list[dict[str, Any]
         return list(threads.map(ask, requests_))
 
 
-def health_checks_during(server: Server, pictures: list[bytes]) -> tuple[list[float], float]:
+def health_checks_during(server: ServerProcess, pictures: list[bytes]) -> tuple[list[float], float]:
     """Ask for the server's health, again and again, while it works on one large request.
 
     Returns the seconds of each health check, and of the large request.
@@ -106,15 +108,37 @@ def health_checks_during(server: Server, pictures: list[bytes]) -> tuple[list[fl
     return checks, request["answered"] - request["sent"]
 
 
+def seconds_until_all(answers: list[dict[str, Any]]) -> float:
+    """From the first request's sending to the last one's answer."""
+    return max(a["answered"] for a in answers) - min(a["sent"] for a in answers)
+
+
+def spans(answers: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """When each request was worked on (start, end), in the order of the starts."""
+    return sorted((answer["started"], answer["finished"]) for answer in answers)
+
+
+def overlaps(answers: list[dict[str, Any]]) -> int:
+    """How many requests began before the one that began before them had ended."""
+    return sum(later[0] < earlier[1] for earlier, later in pairwise(spans(answers)))
+
+
+def largest_difference(ours: list[list[dict]], theirs: list[list[dict]]) -> float:
+    """Between the probabilities of two answers for the same pictures; the labels must agree."""
+    pairs = list(zip(sum(ours, []), sum(theirs, []), strict=True))
+    assert all(a["label"] == b["label"] for a, b in pairs), "the labels differ"
+    return max(abs(a["probability"] - b["probability"]) for a, b in pairs)
+
+
 def lanes(answers: list[dict[str, Any]], names: dict[str, str]) -> dict[str, list[tuple]]:
     """For each worker when it worked on which request, for plots.timeline.
 
     The requests are numbered as they were sent; `names` gives the workers' ids their names.
     """
-    spans: dict[str, list[tuple]] = {name: [] for name in names.values()}
+    found: dict[str, list[tuple]] = {name: [] for name in names.values()}
     for i, answer in enumerate(answers, start=1):
-        spans[names[answer["worker"]]].append((answer["started"], answer["finished"], i))
-    return {name: found for name, found in spans.items() if found}
+        found[names[answer["worker"]]].append((answer["started"], answer["finished"], i))
+    return {name: work for name, work in found.items() if work}
 
 
 def number(workers: Iterable[str], names: dict[str, str] | None = None) -> dict[str, str]:
@@ -150,11 +174,13 @@ def running() -> dict[str, psutil.Process]:
     roles = _actor_roles()
     found: dict[str, psutil.Process] = {}
     for process in psutil.Process().children(recursive=True):
-        line = " ".join(process.cmdline())
-        role = roles.get(process.pid) or next((r for k, r in ROLES.items() if k in line), None)
-        if role:
-            same = sum(name == role or name.startswith(f"{role} ") for name in found)
-            found[role if not same else f"{role} {same + 1}"] = process
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            line = " ".join(process.cmdline())
+            role = roles.get(process.pid) or next((r for k, r in ROLES.items() if k in line), None)
+            if role in found:
+                role = next(f"{role} {i}" for i in range(2, 100) if f"{role} {i}" not in found)
+            if role:
+                found[role] = process
     return found
 
 
@@ -185,7 +211,7 @@ def places(processes: Iterable[str]) -> dict[str, list[str]]:
     return {
         "programs that joined the cluster": drivers,
         "head node: actors of Serve": actors,
-        "head node: Ray's household": rest,
+        "head node: Ray's housekeeping": rest,
     }
 
 
@@ -203,7 +229,10 @@ def cpu_used(action: Callable[[], Any]) -> dict[str, float]:
     processes = running()
     before = {role: sum(process.cpu_times()[:2]) for role, process in processes.items()}
     action()
-    used = {role: sum(p.cpu_times()[:2]) - before[role] for role, p in processes.items()}
+    used = {}
+    for role, process in processes.items():
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            used[role] = sum(process.cpu_times()[:2]) - before[role]
     return dict(sorted(used.items(), key=lambda item: -item[1]))
 
 
@@ -222,7 +251,7 @@ async def check_scale_hello(scale_hello: Callable[[int], Any]) -> None:
     print("right: three replicas answered")
 
 
-def check_my_v2_body(my_v2_body: Callable[[list[bytes]], dict], server: Server) -> None:
+def check_my_v2_body(my_v2_body: Callable[[list[bytes]], dict], server: ServerProcess) -> None:
     """Notebook 2: does the server answer the body as it answers ours?"""
     pictures = [shapes.jpeg("green square", seed=3), shapes.jpeg("blue star", seed=4)]
     body = my_v2_body(pictures)
@@ -255,7 +284,7 @@ def check_busy_at_once(busy_at_once: Callable[[list[tuple[float, float]]], int])
 
 
 def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
-    """Notebook 3: does the server accept the options, and for four replicas?"""
+    """Notebook 3: does the server accept the options, and do they say what was asked?"""
     chosen = four_replicas()
     if chosen is None:
         return print("not yet: four_replicas returns nothing")
@@ -264,6 +293,10 @@ def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
         accepted = options.ray_options([*ports, *chosen])
     except SystemExit as refusal:
         return print(f"not yet: {refusal}")
-    if accepted.num_replicas != 4:
-        return print(f"not yet: these start {accepted.num_replicas} replicas")
-    print(f"right: four replicas, {accepted.cpus_per_replica:g} cores each")
+    reserved = accepted.num_replicas * accepted.cpus_per_replica
+    if (accepted.num_replicas, reserved, accepted.threads) != (4, 1, 1):
+        return print(
+            f"not yet: these start {accepted.num_replicas} replicas that reserve {reserved:g} "
+            f"cores together, with {accepted.threads} torch threads each"
+        )
+    print("right: four replicas share one core, with one thread each")

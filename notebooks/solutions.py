@@ -24,5 +24,5 @@ def busy_at_once(spans: list[tuple[float, float]]) -> int:
 
 
 def four_replicas() -> list[str]:
-    """Notebook 3: a quarter of a core is little enough for any machine."""
+    """Notebook 3: a quarter of a core for each; the threads follow the cores, at least one."""
     return ["--num_replicas", "4", "--cpus_per_replica", "0.25"]

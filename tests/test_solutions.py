@@ -15,7 +15,7 @@ WRONG = {
     "scale_hello": "def scale_hello(replicas):\n    return hello  # two replicas, as before",
     "my_v2_body": "def my_v2_body(pictures):\n    return {'inputs': []}",
     "busy_at_once": "def busy_at_once(spans):\n    return len(spans)",
-    "four_replicas": "def four_replicas():\n    return ['--num_replicas', '2']",
+    "four_replicas": "def four_replicas():\n    return ['--num_replicas', '4', '--threads', '2']",
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import requests
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 
-from model.bench.server import Server
+from model.bench.server import ServerProcess
 
 Predictions = list[list[dict]]
 TIMEOUT_S = 120
@@ -27,7 +27,7 @@ def v2_body(pictures: list[bytes]) -> dict:
     return {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
 
 
-def v1(server: Server, pictures: list[bytes]) -> Predictions:
+def v1(server: ServerProcess, pictures: list[bytes]) -> Predictions:
     """Ask in V1; raises requests.HTTPError unless the answer is 200."""
     url = f"{server.url}/v1/models/{server.name}:predict"
     answer = requests.post(url, json=v1_body(pictures), timeout=TIMEOUT_S)
@@ -35,7 +35,7 @@ def v1(server: Server, pictures: list[bytes]) -> Predictions:
     return answer.json()["predictions"]
 
 
-def v2(server: Server, pictures: list[bytes]) -> Predictions:
+def v2(server: ServerProcess, pictures: list[bytes]) -> Predictions:
     """Ask in V2 over REST; raises requests.HTTPError unless the answer is 200."""
     url = f"{server.url}/v2/models/{server.name}/infer"
     answer = requests.post(url, json=v2_body(pictures), timeout=TIMEOUT_S)
@@ -46,7 +46,7 @@ def v2(server: Server, pictures: list[bytes]) -> Predictions:
     return _predictions(outputs["label"], outputs["probability"])
 
 
-async def grpc(server: Server, pictures: list[bytes]) -> Predictions:
+async def grpc(server: ServerProcess, pictures: list[bytes]) -> Predictions:
     """Ask in V2 over gRPC, with the pictures as raw bytes; raises grpc.aio.AioRpcError."""
     image = InferInput("image", [len(pictures)], "BYTES")
     image.set_data_from_numpy(np.array(pictures, dtype=object))

@@ -1,5 +1,6 @@
 """Starts one of our servers as a user would, waits until it is ready, and stops its whole tree."""
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -23,8 +24,8 @@ READY_WITHIN_S = 120
 STOP_WITHIN_S = 30
 
 
-class Server:
-    """A running server process: `Server("model.ray_server", "--num_replicas", "2")`.
+class ServerProcess:
+    """A running server process: `ServerProcess("model.ray_server", "--num_replicas", "2")`.
 
     It listens on free ports of loopback, logs to a file, and ends with `stop`, with the `with`
     block, or with this Python process, whichever comes first. `url` (http://host:port), `grpc`
@@ -41,9 +42,9 @@ class Server:
         self.module = module
         self.url, self.grpc = f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
         ports = ["--http_port", str(http_port), "--grpc_port", str(grpc_port)]
-        self.name = "custom-model"
-        if "--model_name" in options:
-            self.name = options[options.index("--model_name") + 1]
+        named = argparse.ArgumentParser(allow_abbrev=False)
+        named.add_argument("--model_name", default="custom-model")
+        self.name = named.parse_known_args(options)[0].model_name
         handle, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log")
         self.log = Path(name)
         started = time.monotonic()
@@ -68,7 +69,8 @@ class Server:
     def _wait_until_ready(self) -> None:
         bar = tqdm(desc=f"{self.module} starts", bar_format="{desc} {elapsed}", file=sys.stdout)
         with bar:
-            for _ in range(READY_WITHIN_S * 5):
+            deadline = time.monotonic() + READY_WITHIN_S
+            while time.monotonic() < deadline:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"{self.module} ended: {self._tail()}")
                 with contextlib.suppress(requests.RequestException):
@@ -99,27 +101,43 @@ class Server:
         """SIGTERM, then wait until the whole tree is gone; calling it again does nothing."""
         self._end()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> "ServerProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
 
+_libc = ctypes.CDLL(None)  # loaded here, as little as possible happens between fork and exec
+
+
 def _end_with_parent() -> None:
-    """In the new process: have Linux send it SIGTERM should this one be killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    """In the new process: have Linux send it SIGTERM should the thread that started it end."""
+    _libc.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _end(process: psutil.Popen, log: Path) -> None:
+    tree = _tree(process)
     with contextlib.suppress(psutil.NoSuchProcess):
-        tree = [process, *process.children(recursive=True)]
         process.terminate()
-        _, left = psutil.wait_procs(tree, timeout=STOP_WITHIN_S)
-        for survivor in left:
+    _, left = psutil.wait_procs(tree, timeout=STOP_WITHIN_S)
+    for survivor in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
             survivor.kill()
-    process.wait()
+    psutil.wait_procs(left, timeout=STOP_WITHIN_S)
     log.unlink(missing_ok=True)
+
+
+def _tree(process: psutil.Popen) -> list[psutil.Process]:
+    """The process, its descendants, and what of them is left in its session if it has ended."""
+    found = {process}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found |= set(process.children(recursive=True))
+    for other in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(other.pid) == process.pid:
+                found.add(other)
+    return list(found)
 
 
 def main() -> None:
@@ -127,7 +145,7 @@ def main() -> None:
     seconds, memory = defaultdict(list), defaultdict(list)
     for _ in range(3):
         for module in ("model.kserve_server", "model.ray_server"):
-            with Server(module) as server:
+            with ServerProcess(module) as server:
                 seconds[module].append(server.seconds_to_ready)
                 memory[module].append(server.memory() / 1e9)
     for module in seconds:

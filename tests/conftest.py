@@ -1,0 +1,125 @@
+"""What the test files share: the servers, the model in this process, traces, waiting."""
+
+import glob
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from model import shapes
+from model.alexnet import AlexNetModel
+from model.bench.server import ServerProcess
+
+ROOT = Path(__file__).parent.parent
+BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> object:
+    """Ask `condition` again and again until it says something true or the time is up."""
+    end = time.monotonic() + seconds
+    while not (said := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return said
+
+
+def needs_tool(name: str) -> None:
+    """Skip the test where the system lacks a tool; with REQUIRE_TOOLS=1 fail it."""
+    if not shutil.which(name):
+        outcome = pytest.fail if os.environ.get("REQUIRE_TOOLS") == "1" else pytest.skip
+        outcome(f"this test needs {name}, which is not installed on this machine")
+
+
+class Traces:
+    """What processes started with `env` in their environment leave behind on the machine.
+
+    The mark in `env` goes down to every descendant, so that nobody else's Ray is taken for ours.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.env = {"TEST_MARK": secrets.token_hex(8), "TMPDIR": str(folder)}
+        self._before = self._shared()
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that carries the mark."""
+        return [p for p in psutil.process_iter() if _environ(p).items() >= self.env.items()]
+
+    def left(self) -> list[str]:
+        """What is there, given 10 seconds to go: processes, temporary files, Ray's folders."""
+        until(lambda: not self._now(), 10)
+        return self._now()
+
+    def _now(self) -> list[str]:
+        files = glob.glob(f"{self.env['TMPDIR']}/*")
+        files += [name for name in self._shared() - self._before if not _in_use(name)]
+        return files + [str(process) for process in self.processes()]
+
+    @staticmethod
+    def _shared() -> set[str]:
+        return {*glob.glob("/tmp/ray-*"), *glob.glob("/dev/shm/*")}
+
+
+def _environ(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ() if process.status() != psutil.STATUS_ZOMBIE else {}
+    except psutil.Error:
+        return {}
+
+
+def _in_use(name: str) -> bool:
+    """Whether a living process names the file or has it mapped: then it is not left behind."""
+    for process in psutil.process_iter():
+        try:
+            if name in " ".join(process.cmdline()):
+                return True
+            if any(name in part.path for part in process.memory_maps()):
+                return True
+        except (psutil.Error, AttributeError):
+            continue
+    return False
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Traces:
+    """Marks processes with `traces.env`; `traces.left()` is empty when nothing of them stays."""
+    return Traces(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def local() -> AlexNetModel:
+    """The model in this process: the answers that servers are compared with."""
+    model = AlexNetModel("local")
+    model.load()
+    return model
+
+
+@pytest.fixture(scope="session")
+def plain() -> Iterator[ServerProcess]:
+    """The plain server, for all tests."""
+    with ServerProcess("model.kserve_server") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def replicas() -> Iterator[ServerProcess]:
+    """The Ray server with two replicas, for all tests."""
+    with ServerProcess(
+        "model.ray_server", "--num_replicas", "2", "--cpus_per_replica", "0.5"
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> ServerProcess:
+    """Either server, for tests marked BOTH."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[bytes]:
+    """64 different pictures, JPEG."""
+    return [shapes.jpeg(shapes.LABELS[i % 12], i, width=300, height=260) for i in range(64)]

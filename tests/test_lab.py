@@ -1,0 +1,52 @@
+"""`make lab` ends in a browser that shows the first notebook."""
+
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+import requests
+
+from model.options import free_port
+from tests.conftest import ROOT, needs_tool, until
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# Without these a browser talks to its makers' servers, and does not start as root.
+QUIET = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def test_the_browser_shows_the_first_notebook(tmp_path: Path) -> None:
+    """The page that `make lab` opens holds the notebook's title, picture and code."""
+    browser = next(filter(shutil.which, BROWSERS), None) or needs_tool("chromium")
+    port, token = free_port(), secrets.token_hex(8)
+    options = f"--no-browser --port {port} --IdentityProvider.token={token}"
+    address = f"http://127.0.0.1:{port}/lab/tree/notebooks/01_architecture.ipynb?token={token}"
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        lab = subprocess.Popen(
+            ["make", "lab", f"ARGS={options}"], cwd=ROOT, stdout=file, stderr=file, process_group=0
+        )
+    try:
+        assert until(lambda: answers(f"http://127.0.0.1:{port}/api"), 60), log.read_text()
+        page = subprocess.run(
+            [browser, *QUIET, f"--user-data-dir={tmp_path}/browser", "--virtual-time-budget=60000"]
+            + ["--timeout=45000", "--dump-dom", address],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+    finally:
+        os.killpg(lab.pid, 15)
+        lab.wait(30)
+    for text in ("See what runs: Ray Serve, and KServe in front of it", "rayserve.svg", "Cluster"):
+        assert text in page, f"{text!r} is not on the page: {log.read_text()[-2000:]}"
+
+
+def answers(url: str) -> bool:
+    """Whether something answers at `url`."""
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False

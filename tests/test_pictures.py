@@ -1,0 +1,106 @@
+"""How the model reads pictures: colours, turns, preprocessing, and what it refuses."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from kserve.errors import InvalidInput
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.models import AlexNet_Weights
+
+from model import weights
+from model.pictures import MAX_PIXELS, pixels
+from tests.samples import BROKEN, GOOD, SCENE, encoded, png16
+
+reference = AlexNet_Weights.IMAGENET1K_V1.transforms()
+
+
+def expected(picture: np.ndarray) -> torch.Tensor:
+    """What torchvision's own preprocessing makes of an upright RGB picture."""
+    return reference(torch.from_numpy(picture.copy()).permute(2, 0, 1))
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, mean: float = 0.01) -> None:
+    """On average at most `mean`, and nowhere more than two, of 255 brightness levels apart.
+
+    torchvision's two ways to scale a picture round differently: a level here and there.
+    """
+    levels = (ours - theirs).abs() * torch.tensor(weights.STD)[:, None, None] * 255
+    assert levels.mean() <= mean and levels.max() < 2.1
+
+
+def test_preprocessing_is_torchvisions():
+    """A JPEG is prepared as torchvision's transforms for AlexNet do it, up to rounding."""
+    decoded = decode_image(torch.frombuffer(bytearray(GOOD), dtype=torch.uint8), ImageReadMode.RGB)
+    assert_close(pixels(GOOD), reference(decoded), mean=0.25)
+
+
+GREY = np.repeat(SCENE[..., :1], 3, axis=2)
+ALPHA = np.where(np.arange(400) < 250, 255, 100)[None, :, None].repeat(300, 0).astype(np.uint8)
+OVER_WHITE = np.rint(SCENE * (ALPHA / 255) + 255 * (1 - ALPHA / 255)).astype(np.uint8)
+image = Image.fromarray(SCENE)
+animation = {"save_all": True, "append_images": [Image.new("RGB", image.size)], "duration": 99}
+FORMS = {  # name: what is sent, and the colours that are seen
+    "PNG": (encoded(SCENE, "PNG"), SCENE),
+    "BMP": (encoded(SCENE, "BMP"), SCENE),
+    "TIFF": (encoded(SCENE, "TIFF"), SCENE),
+    "WebP": (encoded(SCENE, "WEBP", lossless=True), SCENE),
+    "GIF": (encoded(image.quantize(8), "GIF"), SCENE),
+    "palette": (encoded(image.quantize(8), "PNG"), SCENE),
+    "animated GIF": (encoded(image.quantize(8), "GIF", **animation), SCENE),
+    "animated WebP": (encoded(image, "WEBP", lossless=True, **animation), SCENE),
+    "16-bit RGB": (png16(SCENE), SCENE),
+    "16-bit grey": (png16(SCENE[..., 0]), GREY),
+    "grey PNG": (encoded(SCENE[..., 0], "PNG"), GREY),
+    "grey JPEG": (encoded(SCENE[..., 0], "JPEG", quality=100), GREY),
+    "MPO, a JPEG of two": (encoded(image.convert("L"), "MPO", quality=100, **animation), GREY),
+    "CMYK JPEG": (encoded(image.convert("CMYK"), "JPEG", quality=100), SCENE),
+    "RGBA": (encoded(np.dstack([SCENE, ALPHA]), "PNG"), OVER_WHITE),
+    "grey + alpha": (
+        encoded(np.dstack([SCENE[..., :1], ALPHA]), "PNG"),
+        OVER_WHITE[..., :1].repeat(3, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_kind_of_picture_shows_its_colours(form):
+    """Whatever the encoding, the network gets the colours that a person would see."""
+    sent, seen = FORMS[form]
+    assert_close(pixels(sent), expected(seen))
+
+
+TURNS = {  # EXIF orientation: how the stored rows and columns become the upright picture
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_pictures_are_turned_upright(form, orientation):
+    """Each of EXIF's eight orientations gives the picture as it was seen."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {"lossless": True}
+    sent = encoded(SCENE, form, exif=exif, **options)
+    assert_close(pixels(sent), expected(TURNS[orientation](SCENE)), 0.5 if form == "JPEG" else 0.01)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_no_picture_is_refused(kind):
+    """InvalidInput with one line that says why."""
+    with pytest.raises(InvalidInput) as refusal:
+        pixels(BROKEN[kind])
+    assert re.fullmatch(r"[^\n]{10,250}", str(refusal.value))
+    assert not re.search(r"\.cpp|\.py|operator|/\w+/\w+/", str(refusal.value))
+    if kind in ("very thin", "a bomb"):
+        assert f"{MAX_PIXELS:,}" in str(refusal.value)

@@ -1,0 +1,117 @@
+"""Every way to ask a server about pictures, and what may be said of its answers."""
+
+import asyncio
+import re
+
+import numpy as np
+import pytest
+import requests
+import torch
+from kserve import InferenceGRPCClient, InferInput, InferRequest, InferResponse
+
+from model.bench import client
+from model.bench.server import ServerProcess
+from model.pictures import pixels
+from tests.samples import GOOD
+
+
+def prepared(pictures: list[bytes]) -> np.ndarray:
+    """The pictures as FP32 [N, 3, 224, 224], for clients that preprocess themselves."""
+    return torch.stack([pixels(picture) for picture in pictures]).numpy()
+
+
+def v2_post(server: ServerProcess, body: dict, **more) -> requests.Response:
+    """A V2 REST request."""
+    return requests.post(f"{server.url}/v2/models/{server.name}/infer", json=body, **more)
+
+
+def v1_form(labels: list[list[str]], probabilities: list[list[float]]) -> client.Predictions:
+    """V2's two outputs in the form of V1's predictions."""
+    return [
+        [{"label": label, "probability": number} for label, number in zip(*row, strict=True)]
+        for row in zip(labels, probabilities, strict=True)
+    ]
+
+
+def v2_predictions(answer: requests.Response) -> client.Predictions:
+    """What V2 over REST answered."""
+    numbers = {
+        out["name"]: np.reshape(out["data"], out["shape"]) for out in answer.json()["outputs"]
+    }
+    return v1_form(numbers["label"].tolist(), numbers["probability"].tolist())
+
+
+def v2_fp32(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
+    """Preprocessed pictures in JSON."""
+    array = prepared(pictures)
+    image = {"name": "image", "datatype": "FP32", "shape": array.shape}
+    answer = v2_post(server, {"inputs": [image | {"data": array.ravel().tolist()}]})
+    return v2_predictions(answer)
+
+
+def fp32_request(server: ServerProcess, pictures: list[bytes]) -> InferRequest:
+    """Preprocessed pictures as KServe's own client class, raw."""
+    image = InferInput("image", [len(pictures), 3, 224, 224], "FP32")
+    image.set_data_from_numpy(prepared(pictures), binary_data=True)
+    return InferRequest(server.name, [image], request_id="of mine")
+
+
+def v2_fp32_binary(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
+    """Preprocessed pictures as raw bytes behind the JSON, as KServe's REST client sends them."""
+    body, length = fp32_request(server, pictures).to_rest()
+    headers = {"inference-header-content-length": str(length)}
+    url = f"{server.url}/v2/models/{server.name}/infer"
+    answer = requests.post(
+        url, body, headers=headers | {"content-type": "application/octet-stream"}
+    )
+    return v2_predictions(answer)
+
+
+async def ask_grpc(server: ServerProcess, request: InferRequest) -> InferResponse:
+    """One call of KServe's gRPC client."""
+    async with InferenceGRPCClient(server.grpc) as connection:
+        return await connection.infer(request)
+
+
+def grpc_fp32(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
+    """Preprocessed pictures over gRPC."""
+    answer = asyncio.run(ask_grpc(server, fp32_request(server, pictures)))
+    assert answer.id == "of mine"
+    label, probability = (answer.get_output_by_name(n) for n in ("label", "probability"))
+    labels = [[label.decode() for label in row] for row in label.as_numpy()]
+    return v1_form(labels, probability.as_numpy().tolist())
+
+
+def v2_grpc(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
+    """Encoded pictures over gRPC."""
+    return asyncio.run(client.grpc(server, pictures))
+
+
+WAYS = [client.v1, client.v2, v2_grpc, v2_fp32, v2_fp32_binary, grpc_fp32]
+
+
+def assert_equal(answers: client.Predictions, expected: client.Predictions) -> None:
+    """The same labels, and probabilities equal to 1e-5."""
+    assert len(answers) == len(expected)
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert [entry["label"] for entry in ours] == [entry["label"] for entry in theirs]
+        assert [entry["probability"] for entry in ours] == pytest.approx(
+            [entry["probability"] for entry in theirs], abs=1e-5
+        )
+
+
+INTERNAL = (
+    r"Traceback|Error\(|\x1b|pid=|ip=|0x[0-9a-f]{6}|ray::"
+    r"|\.(py|cpp|c)\b|/(home|root|tmp|usr|work|__w)/"
+)
+
+
+def assert_plain(sentence: str) -> None:
+    """One line for a person, with nothing of the server's inside."""
+    assert re.fullmatch(r"[^\n]{5,400}", sentence), sentence
+    assert not re.search(INTERNAL, sentence), sentence
+
+
+def assert_answers(server: ServerProcess) -> None:
+    """The server still tells a red star when it sees one."""
+    assert client.v1(server, [GOOD])[0][0]["label"] == "red star"
