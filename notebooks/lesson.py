@@ -5,6 +5,7 @@ import difflib
 import inspect
 import logging
 import os
+import sys
 import textwrap
 import time
 import warnings
@@ -25,6 +26,7 @@ import ray
 import requests
 from IPython.display import Markdown
 from ray.util.state import list_actors, list_nodes
+from tqdm import tqdm
 
 from model import options, shapes
 from model.bench import client
@@ -60,6 +62,11 @@ def compare(prediction: Any, measured: Any, unit: str = "") -> None:
     measured = f"{measured:.3g}" if isinstance(measured, float) else measured
     said = "no prediction yet" if prediction is None else f"you predicted {prediction}"
     print(f"{said}; measured: {measured} {unit}".strip())
+
+
+def progress(steps: Iterable, what: str) -> Iterable:
+    """The same steps, with a line that counts them while the reader waits."""
+    return tqdm(steps, desc=what, bar_format="{desc}: {n_fmt} in {elapsed}", file=sys.stdout)
 
 
 # -- requests that overlap -------------------------------------------------------------------

@@ -4,6 +4,8 @@ import glob
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from model import shapes
 from model.alexnet import AlexNetModel
 from model.bench.server import ServerProcess
+from model.options import free_port
 
 ROOT = Path(__file__).parent.parent
 BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
@@ -32,6 +35,15 @@ def needs_tool(name: str) -> None:
     if not shutil.which(name):
         outcome = pytest.fail if os.environ.get("REQUIRE_TOOLS") == "1" else pytest.skip
         outcome(f"this test needs {name}, which is not installed on this machine")
+
+
+def run(module: str, *argv: str, **env: str) -> subprocess.CompletedProcess:
+    """Run a server that is to end by itself, on free ports unless argv names others."""
+    ports = ["--http_port", str(free_port()), "--grpc_port", str(free_port())]
+    command = [sys.executable, "-m", module, *ports, *argv]
+    return subprocess.run(
+        command, env=os.environ | env, capture_output=True, text=True, timeout=120
+    )
 
 
 class Traces:

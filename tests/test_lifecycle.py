@@ -15,7 +15,7 @@ import requests
 from model.bench import client
 from model.bench.server import ServerProcess
 from model.options import free_port
-from tests.conftest import BOTH, Traces, until
+from tests.conftest import BOTH, Traces, run, until
 from tests.foreign import ForeignRay
 from tests.samples import GOOD
 
@@ -69,15 +69,12 @@ def assert_ends(server: ServerProcess, traces: Traces) -> None:
 
 
 SIGNALS = {
-    "SIGTERM": lambda server: server.process.send_signal(signal.SIGTERM),
-    "SIGINT": lambda server: server.process.send_signal(signal.SIGINT),
+    "SIGTERM": lambda server: server.process.terminate(),
     "Ctrl-C": lambda server: os.killpg(server.process.pid, signal.SIGINT),  # to all in the group
 }
 
 
-# SIGINT alone to the Ray server: below, with a cluster that it joined.
-ENDS = [("model.kserve_server", name) for name in SIGNALS]
-ENDS += [("model.ray_server", "SIGTERM"), ("model.ray_server", "Ctrl-C")]
+ENDS = [(module, name) for module in MODULES for name in SIGNALS]
 
 
 @pytest.mark.parametrize(("module", "name"), ENDS)
@@ -115,10 +112,7 @@ def test_joining_a_cluster(traces, foreign):
     join = ["--address", foreign.address, *REPLICAS]
     server = ServerProcess("model.ray_server", *join, **traces.env | foreign.env)
     assert len(foreign.serve_processes()) == 3  # a controller, two replicas
-    second = [sys.executable, "-m", "model.ray_server", "--http_port", "0", "--grpc_port", "0"]
-    refused = subprocess.run(
-        [*second, *join], env=os.environ | foreign.env, capture_output=True, text=True, timeout=60
-    )
+    refused = run("model.ray_server", *join, **foreign.env)
     assert refused.returncode == 1 and "choose another --model_name" in refused.stderr
     assert client.v1(server, [GOOD])[0][0]["label"] == "red star"
     server.process.send_signal(signal.SIGINT)
@@ -130,22 +124,17 @@ def test_joining_a_cluster(traces, foreign):
 def test_a_server_that_cannot_load_its_model(module, traces):
     """It ends with a sentence that says what to do, and leaves nothing behind."""
     nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    env = os.environ | traces.env | nowhere | {"MODEL_WEIGHTS": "imagenet", "no_proxy": ""}
-    command = [sys.executable, "-m", module, "--http_port", "0", "--grpc_port", "0"]
-    command += ["--num_replicas", "1"] if module == "model.ray_server" else []
-    env["TORCH_HOME"] = traces.env["TMPDIR"] + "-torch"
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    nowhere |= {"no_proxy": "", "NO_PROXY": "", "TORCH_HOME": traces.env["TMPDIR"] + "-torch"}
+    one = ["--num_replicas", "1"] if module == "model.ray_server" else []
+    ended = run(module, *one, MODEL_WEIGHTS="imagenet", **nowhere, **traces.env)
     assert ended.returncode == 1 and "Unset MODEL_WEIGHTS" in ended.stderr.splitlines()[-1]
     assert traces.left() == []
 
 
 def test_no_cluster_at_the_address():
     """--address where no Ray is: one sentence, in a moment."""
-    command = [sys.executable, "-m", "model.ray_server", "--http_port", "0", "--grpc_port", "0"]
     address = f"127.0.0.1:{free_port()}"
-    ended = subprocess.run(
-        [*command, "--address", address], capture_output=True, text=True, timeout=30
-    )
+    ended = run("model.ray_server", "--address", address)
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and address in ended.stderr
 
 

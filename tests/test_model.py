@@ -62,8 +62,8 @@ def test_answers_are_probabilities(local, pictures):
 
 def test_a_batch_answers_as_one_at_a_time(local, pictures):
     """The pictures of a request do not change each other's numbers."""
-    batch = local.classify(pictures)
-    alone = [local.classify([picture])[0] for picture in pictures]
+    batch = local.classify(pictures[:12])
+    alone = [local.classify([picture])[0] for picture in pictures[:12]]
     for together, single in zip(batch, alone, strict=True):
         assert [entry["label"] for entry in together] == [entry["label"] for entry in single]
         assert [entry["probability"] for entry in together] == pytest.approx(

@@ -2,12 +2,12 @@
 
 import re
 import socket
-import subprocess
-import sys
+from collections.abc import Iterator
 
 import pytest
 
 from model import options
+from tests.conftest import run
 
 SERVERS = {"model.kserve_server": options.kserve_options, "model.ray_server": options.ray_options}
 SHARED = {"--http_port", "--grpc_port", "--model_name", "--workers", "--max_threads"}
@@ -129,15 +129,27 @@ def test_unknown_weights(module, monkeypatch):
     assert "resnet" in sentence and "shapes" in sentence and "imagenet" in sentence
 
 
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        yield str(somebody.getsockname()[1])
+
+
 @pytest.mark.parametrize("option", ["--http_port", "--grpc_port"])
 @pytest.mark.parametrize("module", SERVERS)
-def test_a_taken_port_as_a_user_sees_it(module, option):
-    """Status 1, one sentence on stderr, nothing on stdout; it names the port and the option."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ended = run(module, option, port)
+def test_a_taken_port(module, option, taken):
+    """The sentence names the port and the option to choose another with."""
+    sentence = refusal(module, option, taken)
+    assert taken in sentence and sentence.count(option) == 1
+
+
+@pytest.mark.parametrize("module", SERVERS)
+def test_a_refusal_as_a_user_sees_it(module, taken):
+    """Status 1, one line on stderr, nothing on stdout."""
+    ended = run(module, "--grpc_port", taken)
     assert ended.returncode == 1 and ended.stdout == ""
-    assert ended.stderr.count("\n") == 1 and port in ended.stderr and option in ended.stderr
+    assert ended.stderr.count("\n") == 1 and taken in ended.stderr
 
 
 @pytest.mark.parametrize("module", SERVERS)
@@ -147,9 +159,3 @@ def test_help_lists_the_options(module):
     listed = {word for word in shown.replace("]", " ").split() if word.startswith("--")}
     assert listed >= SHARED
     assert listed & RAY == (RAY if module == "model.ray_server" else set())
-
-
-def run(module: str, *argv: str) -> subprocess.CompletedProcess:
-    """Run a server that is to end by itself."""
-    command = [sys.executable, "-m", module, "--http_port", "0", "--grpc_port", "0", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -55,7 +55,7 @@ FORMS = {  # name: what is sent, and the colours that are seen
     "16-bit grey": (png16(SCENE[..., 0]), GREY),
     "grey PNG": (encoded(SCENE[..., 0], "PNG"), GREY),
     "grey JPEG": (encoded(SCENE[..., 0], "JPEG", quality=100), GREY),
-    "MPO, a JPEG of two": (encoded(image.convert("L"), "MPO", quality=100, **animation), GREY),
+    "MPO, a JPEG of two": (encoded(SCENE[..., 0], "MPO", quality=100, **animation), GREY),
     "CMYK JPEG": (encoded(image.convert("CMYK"), "JPEG", quality=100), SCENE),
     "RGBA": (encoded(np.dstack([SCENE, ALPHA]), "PNG"), OVER_WHITE),
     "grey + alpha": (
