@@ -95,8 +95,7 @@ class AlexNetModel(Model):
         started = time.time()
         if isinstance(payload, InferRequest):
             return Pictures(_v2_pixels(payload), payload, started)
-        batch = torch.stack([pixels(picture) for picture in _v1_pictures(payload)])
-        return Pictures(batch, None, started)
+        return Pictures(_stack(_v1_pictures(payload)), None, started)
 
     def predict(
         self, payload: Pictures, headers: dict | None = None, response_headers: dict | None = None
@@ -149,8 +148,7 @@ class AlexNetModel(Model):
 
     def classify(self, pictures: list[bytes]) -> list[list[dict]]:
         """Encoded pictures in, V1 predictions out, with no server between."""
-        batch = torch.stack([pixels(picture) for picture in pictures])
-        return top_labels(self.predict(Pictures(batch, None, time.time())))
+        return top_labels(self.predict(Pictures(_stack(pictures), None, time.time())))
 
 
 def top_labels(answer: Answer) -> list[list[dict]]:
@@ -214,7 +212,18 @@ def _v2_pixels(request: InferRequest) -> Tensor:
     ]
     if not all(isinstance(picture, bytes) for picture in pictures):
         raise InvalidInput("BYTES holds encoded pictures; in JSON, base64 text of each")
-    return torch.stack([pixels(picture) for picture in pictures])
+    return _stack(pictures)
+
+
+def _stack(pictures: list[bytes]) -> Tensor:
+    """Decode and preprocess encoded pictures: float32 [N, 3, 224, 224]."""
+    batch = []
+    for i, picture in enumerate(pictures):
+        try:
+            batch.append(pixels(picture))
+        except InvalidInput as error:
+            raise InvalidInput(f"picture {i}: {error}") from None
+    return torch.stack(batch)
 
 
 def _as_numpy(image: InferInput) -> np.ndarray:

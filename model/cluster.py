@@ -10,15 +10,20 @@ import shutil
 import socket
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray import serve
+from ray._private import ray_constants
+from ray._private.services import get_node_ip_address
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from model import CannotStart
 from model.options import cores
 
 LOOPBACK = "127.0.0.1"
+STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, made for Macs
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
 
 
@@ -54,8 +59,8 @@ class Cluster:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         try:
             if address:
-                _check_reachable(address)
-                ray.init(address=address, **quiet)
+                with _environment(**_check_reachable(address)):
+                    ray.init(address=address, **quiet)
                 self._serve_was_there = _serve_runs()
                 if self._serve_was_there and application in serve.status().applications:
                     raise CannotStart(
@@ -70,17 +75,18 @@ class Cluster:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             # Ray's sockets lie in this folder, and their paths must stay short.
             self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=dashboard is not None,
-                dashboard_host=LOOPBACK,
-                dashboard_port=dashboard,
-                _node_ip_address=LOOPBACK,
-                _temp_dir=self._folder,
-                **quiet,
-            )
+            with _environment(TMPDIR=self._folder, **STAY_ON_LOOPBACK):
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=dashboard is not None,
+                    dashboard_host=LOOPBACK,
+                    dashboard_port=dashboard,
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=self._folder,
+                    **quiet,
+                )
             _start_serve(proxy)
         except BaseException:
             self.stop()
@@ -111,6 +117,7 @@ class Cluster:
             "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": gpus},
             "health_check_period_s": 0.5,  # so readiness is true to within a second
             "graceful_shutdown_wait_loop_s": 0.2,
+            "max_constructor_retry_count": 1,  # what fails to load fails again
         }
 
     def application_options(self, args: argparse.Namespace) -> dict:
@@ -162,6 +169,22 @@ class Cluster:
             raise CannotStart(cause) from error
 
 
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for Ray in this block, and for the processes it starts there."""
+    before, flag = dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(variables)
+    if STAY_ON_LOOPBACK.items() <= variables.items():
+        ray_constants.ENABLE_RAY_CLUSTER = False  # in this process ray has read it already
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = flag
+        for name in variables:
+            del os.environ[name]
+        os.environ.update({name: before[name] for name in variables if name in before})
+
+
 def _serve_runs() -> bool:
     """Whether the cluster joined has Serve on it."""
     try:
@@ -171,17 +194,28 @@ def _serve_runs() -> bool:
     return True
 
 
-def _check_reachable(address: str) -> None:
-    """Refuse in a second what Ray gives up after two minutes; `auto` finds a head by itself."""
+def _check_reachable(address: str) -> dict[str, str]:
+    """Refuse in seconds what Ray gives up after two minutes; `auto` finds a head by itself.
+
+    Returns the environment to join with: a cluster that answers on loopback alone, as ours does,
+    must be joined from there.
+    """
     if address == "auto":
-        return
+        return {}
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise CannotStart(f"--address {address}: give the host:port of a Ray cluster's head")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise CannotStart(f"no Ray cluster answers at {address} ({error})") from None
+    if host not in (LOOPBACK, "localhost"):
+        return {}
+    try:
+        socket.create_connection((get_node_ip_address(), int(port)), timeout=5).close()
+    except OSError:
+        return STAY_ON_LOOPBACK
+    return {}
 
 
 def _start_serve(proxy: int | None) -> None:

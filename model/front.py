@@ -6,6 +6,7 @@ import it too, because the data plane they are handed is defined here.
 
 import argparse
 import asyncio
+import struct
 from concurrent import futures
 
 import grpc
@@ -13,6 +14,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kserve import ModelServer
+from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
 from kserve.model import BaseKServeModel
 from kserve.model_server import app
@@ -22,6 +24,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as grpc_v2
 from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.rest.v2_datamodels import InferenceRequest
+from pydantic import ValidationError
 
 from model import options
 
@@ -82,12 +86,20 @@ class StrictDataPlane(DataPlane):
     """KServe's data plane that refuses where KServe's fails."""
 
     def decode(self, body, headers, *args, **kwargs):  # as DataPlane.decode
-        """A request that KServe cannot read raises InvalidInput (KServe: a 500 for some)."""
+        """A request that KServe cannot read raises InvalidInput (KServe: a 500 for some).
+
+        V2 JSON is read whatever its content type (KServe: only application/json).
+        """
+        v2 = kwargs.get("protocol_version") == PredictorProtocol.REST_V2.value
         try:
+            if v2 and isinstance(body, bytes) and INFERENCE_CONTENT_LENGTH_HEADER not in headers:
+                body = InferenceRequest.model_validate_json(body)
             return super().decode(body, headers, *args, **kwargs)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             if isinstance(error, InvalidInput):
                 raise
+            if isinstance(error, ValidationError):
+                raise InvalidInput(_first(error.errors())) from None
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidInput(f"the request cannot be read: {what}") from None
 
@@ -147,9 +159,12 @@ async def _gateway_timeout(_: Request, error: TimeoutError) -> JSONResponse:
 
 
 async def _bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return JSONResponse({"error": f"{where}: {first['msg']}"}, status_code=400)
+    return JSONResponse({"error": _first(error.errors())}, status_code=400)
+
+
+def _first(errors: list[dict]) -> str:
+    """Where and what the first of pydantic's errors is."""
+    return ".".join(str(part) for part in errors[0]["loc"]) + f": {errors[0]['msg']}"
 
 
 class RetryAfter:

@@ -24,11 +24,12 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(f"{self.prog}: {message} (--help lists the options)")
 
 
-def _at_least(least: float, kind: type = int):
+def _number(kind: type, least: float, most: float = math.inf):
     def number(text: str):
         value = kind(text)
-        if not least <= value < math.inf:  # nan is not either
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} on")
+        if not least <= value <= most or value == math.inf:  # nan is neither
+            to = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} {to}")
         return value
 
     number.__name__ = kind.__name__  # argparse says it: invalid int value
@@ -53,7 +54,7 @@ def _parser(module: str, description: str) -> _Parser:
 def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of `python -m model.kserve_server`, checked; exits with a sentence if wrong."""
     parser = _parser("model.kserve_server", "AlexNet behind KServe, in the server's own process.")
-    parser.add_argument("--threads", type=_at_least(1), default=cores(), help="torch's threads")
+    parser.add_argument("--threads", type=_number(int, 1), default=cores(), help="torch's threads")
     return _checked(parser, parser.parse_args(argv))
 
 
@@ -65,27 +66,29 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = _parser("model.ray_server", "AlexNet behind KServe, in Ray Serve replicas.")
     ray = parser.add_argument_group("of Ray Serve")
     ray.add_argument(
-        "--num_replicas", type=_at_least(1), help="copies of the model (default: cores, at most 8)"
+        "--num_replicas",
+        type=_number(int, 1),
+        help="copies of the model (default: cores, at most 8)",
     )
-    ray.add_argument("--threads", type=_at_least(1), help="torch's threads a replica")
-    ray.add_argument("--cpus_per_replica", type=_at_least(0.01, float), help="cores it reserves")
+    ray.add_argument("--threads", type=_number(int, 1), help="torch's threads a replica")
+    ray.add_argument("--cpus_per_replica", type=_number(float, 0.01), help="cores it reserves")
     ray.add_argument(
         "--gpus_per_replica",
-        type=_at_least(0, float),
+        type=_number(float, 0),
         help="GPUs it reserves (default: an equal part of those there are)",
     )
     ray.add_argument(
-        "--max_ongoing_requests", type=_at_least(1), default=64, help="at a replica at a time"
+        "--max_ongoing_requests", type=_number(int, 1), default=64, help="at a replica at a time"
     )
     ray.add_argument(
         "--max_queued_requests",
-        type=_at_least(1),
+        type=_number(int, 1),
         default=256,
         help="that wait for a replica; more get 503",
     )
     ray.add_argument(
         "--request_timeout_s",
-        type=_at_least(0.01, float),
+        type=_number(float, 0.01),
         default=60.0,
         help="a request that takes longer gets 504",
     )
@@ -98,7 +101,7 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
     for name, what in (("dashboard", "Ray's dashboard"), ("proxy", "Serve's own HTTP proxy")):
         ray.add_argument(
             f"--{name}",
-            type=_at_least(0),
+            type=_number(int, 0, 65535),
             nargs="?",
             const=0,
             metavar="PORT",
