@@ -20,7 +20,7 @@ from ray._private.services import get_node_ip_address
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from model import CannotStart
-from model.options import cores
+from model.options import age, cores
 
 LOOPBACK = "127.0.0.1"
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, made for Macs
@@ -95,7 +95,11 @@ class Cluster:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Cluster":
         """The cluster that the options of `model.ray_server` ask for."""
-        return cls(cores(), args.address, args.model_name, args.dashboard, args.proxy)
+        joins = "joining Ray" if args.address else "starting Ray"
+        print(f"{joins} after {age():.1f} s", flush=True)
+        cluster = cls(cores(), args.address, args.model_name, args.dashboard, args.proxy)
+        print(f"Ray at {cluster.address}, Serve on it after {age():.1f} s", flush=True)
+        return cluster
 
     def deployment_options(self, args: argparse.Namespace) -> dict:
         """The options of `model.ray_server` as Ray Serve's deployments take them.

@@ -40,7 +40,7 @@ class StrictModelServer(ModelServer):
         super().__init__()
         scheme = "https" if self.ssl_certfile else "http"
         at = f"[{args.host}]" if ":" in args.host else args.host
-        self.ready_line = f"ready: {options.described(args)}; REST {scheme}://{at}:{self.http_port}"
+        self.ready_line = f"{options.described(args)}; REST {scheme}://{at}:{self.http_port}"
         if self.enable_grpc:
             self.ready_line += f", gRPC {at}:{self.grpc_port}"
         self.host = args.host
@@ -78,7 +78,7 @@ class StrictModelServer(ModelServer):
                 await asyncio.sleep(0.05)
             else:
                 writer.close()
-                print(self.ready_line, flush=True)
+                print(f"ready after {options.age():.1f} s: {self.ready_line}", flush=True)
                 return
 
 

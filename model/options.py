@@ -5,9 +5,11 @@ import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from kserve.errors import ModelNotReady
 from kserve.model_server import parser as kserve_parser
 from kserve.utils.utils import cpu_count
@@ -169,6 +171,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (CannotStart, ModelNotReady) as error:
         sys.exit(str(error))
+
+
+def age() -> float:
+    """Seconds since this process was started."""
+    return time.time() - psutil.Process().create_time()
 
 
 def cores() -> int:

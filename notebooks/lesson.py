@@ -197,7 +197,7 @@ def _actor_roles() -> dict[int, str]:
         return {}
     roles: dict[int, str] = {}
     replicas: dict[str, int] = {}
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    actors = list_actors(here(), filters=[("state", "=", "ALIVE")], limit=1000)
     for actor in sorted(actors, key=lambda actor: actor.pid):
         if actor.class_name == "ServeController":
             roles[actor.pid] = "Serve controller"
@@ -222,9 +222,14 @@ def places(processes: Iterable[str]) -> dict[str, list[str]]:
     }
 
 
+def here() -> str:
+    """The address of the cluster this notebook is on; others on the machine are none of ours."""
+    return ray.get_runtime_context().gcs_address
+
+
 def nodes() -> dict[str, str]:
     """Ray's nodes by role (head, worker 1, ...) and their state, from Ray's state API."""
-    found = sorted(list_nodes(), key=lambda node: not node.is_head_node)
+    found = sorted(list_nodes(here()), key=lambda node: not node.is_head_node)
     return {
         "head node" if node.is_head_node else f"worker node {i}": node.state
         for i, node in enumerate(found)

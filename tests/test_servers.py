@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import requests
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 from kserve.protocol.infer_type import RequestedOutput
+from matplotlib import cbook
 
+from model import shapes
 from model.bench import client
 from model.bench.server import ServerProcess
 from tests.conftest import BOTH, Traces
@@ -24,6 +27,16 @@ def test_every_way_gives_the_same_answers(server, way, local, pictures):
     """Several instances, answered all and in order, as the model in this process answers."""
     assert_equal(way(server, pictures[:3]), local.classify(pictures[:3]))
     assert_equal(way(server, pictures[2::-1]), local.classify(pictures[2::-1]))
+
+
+@BOTH
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_photograph_gets_five_labels(server, way, local):
+    """A real JPEG of 512 x 606 pixels, of nothing that the demo weights know, is answered too."""
+    photograph = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).read_bytes()
+    (answer,) = way(server, [photograph])
+    assert len({entry["label"] for entry in answer} & set(shapes.LABELS)) == 5
+    assert_equal([answer], local.classify([photograph]))
 
 
 @BOTH
