@@ -108,5 +108,5 @@ def test_readme_names_every_notebook():
     """And, in turn, what it calls by name exists."""
     readme = prose(ROOT / "README.md")
     assert all(f"notebooks/{path.name}" in readme for path in NOTEBOOKS)
-    for module in re.findall(r"python -m (model\.\w+)", readme):
+    for module in re.findall(r"python -m (model(?:\.\w+)+)", readme):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
