@@ -6,7 +6,9 @@ import it too, because the data plane they are handed is defined here.
 
 import argparse
 import asyncio
+import logging
 import struct
+import warnings
 from concurrent import futures
 
 import grpc
@@ -16,6 +18,7 @@ from fastapi.responses import JSONResponse
 from kserve import ModelServer
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
+from kserve.logging import logger
 from kserve.model import BaseKServeModel
 from kserve.model_server import app
 from kserve.model_server import args as kserve_args
@@ -59,6 +62,12 @@ class StrictModelServer(ModelServer):
             )
             self.servers.append(self._grpc_server.start(self.max_threads))
         super().start(models)
+
+    def stop(self, sig: int) -> None:
+        """End both servers; KServe's lets REST go on when the signal came as it was starting."""
+        if self._rest_server:
+            self._rest_server._server.should_exit = True
+        super().stop(sig)
 
     async def _serve(self) -> None:
         rest = self._rest_server or self._rest_multiprocess_server._rest_server
@@ -167,6 +176,17 @@ def _first(errors: list[dict]) -> str:
     return ".".join(str(part) for part in errors[0]["loc"]) + f": {errors[0]['msg']}"
 
 
+class OneLine(logging.Filter):
+    """Logs what a client did wrong as one line (KServe: with a traceback)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always lets the record through."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, InvalidInput | ModelNotFound | ModelNotReady):
+            record.msg, record.args, record.exc_info = "refused: %s", (error,), None
+        return True
+
+
 class RetryAfter:
     """ASGI middleware: a 503 tells the client when to come again."""
 
@@ -185,6 +205,8 @@ class RetryAfter:
         await self.app(scope, receive, send_with_header)
 
 
+warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
+logger.addFilter(OneLine())
 app.add_exception_handler(TimeoutError, _gateway_timeout)
 app.add_exception_handler(RequestValidationError, _bad_request)
 app.add_middleware(RetryAfter)

@@ -171,6 +171,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (CannotStart, ModelNotReady) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped before it was ready")
 
 
 def age() -> float:

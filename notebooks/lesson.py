@@ -285,6 +285,7 @@ def check_busy_at_once(busy_at_once: Callable[[list[tuple[float, float]]], int])
         ([(0, 1), (1, 2), (2, 3)], 1, "one ends when the next begins"),
         ([(0, 4), (1, 2), (1, 3)], 3, "two lie within the first"),
         ([(3, 5), (0, 1), (4, 6)], 2, "they need not be in order"),
+        ([(0, 2), (1, 3), (2.5, 4)], 2, "each overlaps the one before, never three at once"),
     ]
     for spans, expected, what in cases:
         found = busy_at_once(spans)
@@ -292,7 +293,7 @@ def check_busy_at_once(busy_at_once: Callable[[list[tuple[float, float]]], int])
             return print("not yet: busy_at_once returns nothing")
         if found != expected:
             return print(f"not yet: {spans} gives {found}, not {expected} ({what})")
-    print("right: three cases of three")
+    print("right: four cases of four")
 
 
 def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
@@ -300,6 +301,8 @@ def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
     chosen = four_replicas()
     if chosen is None:
         return print("not yet: four_replicas returns nothing")
+    if not isinstance(chosen, list) or not all(isinstance(word, str) for word in chosen):
+        return print('not yet: return a list of strings, as in ["--threads", "1"]')
     ports = [f"--http_port={free_port()}", f"--grpc_port={free_port()}"]
     try:
         accepted = options.ray_options([*ports, *chosen])
