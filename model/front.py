@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import logging
 import struct
+import sys
 import warnings
 from concurrent import futures
 
@@ -65,6 +66,10 @@ class StrictModelServer(ModelServer):
 
     def stop(self, sig: int) -> None:
         """End both servers; KServe's lets REST go on when the signal came as it was starting."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # nothing is served yet
+            sys.exit("stopped before it was ready")
         if self._rest_server:
             self._rest_server._server.should_exit = True
         super().stop(sig)

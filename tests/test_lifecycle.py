@@ -157,3 +157,23 @@ def test_a_killed_notebook_takes_its_server_along(traces):
         notebook.kill()
     until(lambda: not traces.processes())
     assert traces.processes() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("line", ["Setting max asyncio", "Starting uvicorn"])
+def test_a_signal_during_the_last_of_the_start_is_obeyed(number, line):
+    """One signal ends the server also before uvicorn listens for it (KServe: REST goes on)."""
+    ports = ["--http_port", str(free_port()), "--grpc_port", str(free_port())]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "model.kserve_server", *ports],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert any(line in said for said in server.stdout)
+        server.send_signal(number)
+        said = server.communicate(timeout=ENDS_WITHIN_S)[0]
+    finally:
+        server.kill()
+    assert "Traceback" not in said and "ready after" not in said
