@@ -109,19 +109,17 @@ class StrictDataPlane(DataPlane):
             if v2 and isinstance(body, bytes) and INFERENCE_CONTENT_LENGTH_HEADER not in headers:
                 body = InferenceRequest.model_validate_json(body)
             return super().decode(body, headers, *args, **kwargs)
+        except InvalidInput:
+            raise
+        except ValidationError as error:
+            raise InvalidInput(_first(error.errors())) from None
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            if isinstance(error, InvalidInput):
-                raise
-            if isinstance(error, ValidationError):
-                raise InvalidInput(_first(error.errors())) from None
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidInput(f"the request cannot be read: {what}") from None
 
     async def get_model(self, name: str) -> BaseKServeModel:
         """The model, or ModelNotReady (KServe: calls its `load` inside the request)."""
-        model = self.model_registry.get_model(name)
-        if model is None:
-            raise ModelNotFound(name)
+        model = self.get_model_from_registry(name)
         if not await model.healthy():
             raise ModelNotReady(name)
         return model
