@@ -6,15 +6,17 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test notebooks lint pins clean
+.PHONY: help lab test notebooks bench peers lint pins clean
 
 help:
 	@echo "make lab        opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
 	@echo "make test       checks the style, runs every test and every notebook (ARGS=... for pytest)"
 	@echo "make notebooks  executes all notebooks in order and writes them back executed"
+	@echo "make bench      measures the ladder of servers, draws imgs/ladder.png (ARGS=... names rungs)"
+	@echo "make peers      measures other servers beside ours, in an environment of their own"
 	@echo "make lint       checks the style only"
 	@echo "make pins       brings requirements.txt up to date with the newest packages"
-	@echo "make clean      leaves the clone as it was: removes .venv, .uv and caches"
+	@echo "make clean      leaves the clone as it was: removes .venv, .venv-peers, .uv and caches"
 	@echo "Each sets up .venv first, where it is missing or stale."
 
 .venv/.ready: setup.sh requirements.txt pyproject.toml
@@ -38,6 +40,17 @@ notebooks: .venv/.ready
 	@echo "notebooks: executing them in order"
 	@$(PYTHON_BIN) notebooks/execute.py $(ARGS)
 
+bench: .venv/.ready
+	@echo "bench: measuring; leave the machine to it, for about 20 minutes"
+	@$(PYTHON_BIN) -m model.bench.ladder $(ARGS)
+
+.venv-peers/.ready: .venv/.ready model/bench/peers/setup.sh model/bench/peers/requirements.txt
+	@sh model/bench/peers/setup.sh
+
+peers: .venv-peers/.ready
+	@echo "peers: measuring; leave the machine to it, for about 10 minutes"
+	@$(PYTHON_BIN) -m model.bench.ladder --peers $(ARGS)
+
 # The CUDA packages stay out: torch pins its own, and a CPU torch asks for none.
 # --no-config, so that every machine writes the same pins. By way of a file in .venv, so that a
 # failure leaves the old ones.
@@ -50,7 +63,7 @@ pins: .venv/.ready
 	@echo "pins: requirements.txt is written; the next make installs it"
 
 clean:
-	@echo "clean: removing .venv, .uv and caches"
-	@rm -rf .venv .uv .pytest_cache .ruff_cache
+	@echo "clean: removing .venv, .venv-peers, .uv and caches"
+	@rm -rf .venv .venv-peers .uv .pytest_cache .ruff_cache
 	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune \
 		-exec rm -rf {} +

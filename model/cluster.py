@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import logging
 import os
 import re
@@ -12,18 +13,25 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from unittest import mock
 
 import ray
 from ray import serve
 from ray._private import ray_constants
 from ray._private.services import get_node_ip_address
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.config import RequestRouterConfig
 
 from model import CannotStart
 from model.options import age, cores
 
 LOOPBACK = "127.0.0.1"
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, made for Macs
+# The memory that a batch needed is kept for the next one: else the C library gives it back to the
+# system and asks for it anew, page by page, for each batch (GNU's; others ignore this).
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+NOT_COUNTED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
 
 
@@ -75,7 +83,11 @@ class Cluster:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             # Ray's sockets lie in this folder, and their paths must stay short.
             self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-            with _environment(TMPDIR=self._folder, **STAY_ON_LOOPBACK):
+            environment = {"TMPDIR": self._folder} | STAY_ON_LOOPBACK | KEEP_MEMORY
+            lean = contextlib.nullcontext()
+            if dashboard is None:
+                environment, lean = environment | NOT_COUNTED, _only_what_is_needed()
+            with _environment(**environment), lean:
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -114,7 +126,7 @@ class Cluster:
             gpus = 1 if share >= 1 else int(share * 100) / 100
             if args.device == "cuda" and gpus == 0:
                 raise CannotStart("the Ray cluster has no GPU: start with --device cpu, or auto")
-        return {
+        options = {
             "num_replicas": args.num_replicas,
             "max_ongoing_requests": args.max_ongoing_requests,
             "max_queued_requests": args.max_queued_requests,
@@ -123,6 +135,11 @@ class Cluster:
             "graceful_shutdown_wait_loop_s": 0.2,
             "max_constructor_retry_count": 1,  # what fails to load fails again
         }
+        if args.batching == "server":
+            options["request_router_config"] = RequestRouterConfig(
+                request_router_class="model.replicated:ByPlace"
+            )
+        return options
 
     def application_options(self, args: argparse.Namespace) -> dict:
         """The name of the application, its path at Serve's proxy, and that it may be scaled."""
@@ -131,6 +148,11 @@ class Cluster:
             "route_prefix": f"/{args.model_name}",
             "external_scaler_enabled": True,
         }
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of a cluster of our own, which goes with it; all its nodes are here."""
+        return self._folder
 
     @property
     def address(self) -> str:
@@ -187,6 +209,22 @@ def _environment(**variables: str) -> Iterator[None]:
         for name in variables:
             del os.environ[name]
         os.environ.update({name: before[name] for name in variables if name in before})
+
+
+@contextmanager
+def _only_what_is_needed() -> Iterator[None]:
+    """In this block Ray starts no dashboard, autoscaler monitor or log monitor.
+
+    `ray.init` starts them even when it is told that no dashboard is wanted: 190 MB, and seconds
+    until they have imported what they need. Serve uses none of them.
+    """
+    params = partial(ray._private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    services = "ray._private.services.start_api_server"
+    with (
+        mock.patch("ray._private.parameter.RayParams", params),
+        mock.patch(services, return_value=(None, None)),
+    ):
+        yield
 
 
 def _serve_runs() -> bool:

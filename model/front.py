@@ -9,6 +9,7 @@ import asyncio
 import logging
 import struct
 import sys
+import time
 import warnings
 from concurrent import futures
 
@@ -19,7 +20,7 @@ from fastapi.responses import JSONResponse
 from kserve import ModelServer
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
-from kserve.logging import logger
+from kserve.logging import logger, trace_logger
 from kserve.model import BaseKServeModel
 from kserve.model_server import app
 from kserve.model_server import args as kserve_args
@@ -48,6 +49,10 @@ class StrictModelServer(ModelServer):
         if self.enable_grpc:
             self.ready_line += f", gRPC {at}:{self.grpc_port}"
         self.host = args.host
+        if args.request_log == "off":
+            trace_logger.setLevel(logging.WARNING)
+            access = logging.getLogger("uvicorn.access")
+            access.handlers, access.propagate = [], False  # so uvicorn does not write them at all
         self.dataplane = StrictDataPlane(model_registry=self.registered_models)
 
     def start(self, models: list[BaseKServeModel]) -> None:
@@ -190,26 +195,27 @@ class OneLine(logging.Filter):
         return True
 
 
-class RetryAfter:
-    """ASGI middleware: a 503 tells the client when to come again."""
+class Headers:
+    """ASGI middleware: tells when a request came in, and on a 503 when to come again."""
 
     def __init__(self, app) -> None:
         self.app = app
 
     async def __call__(self, scope, receive, send) -> None:
-        async def send_with_header(message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 503:
-                message["headers"] = [
-                    *message["headers"],
-                    (b"retry-after", str(RETRY_AFTER_S).encode()),
-                ]
+        received = f"{time.time():.6f}".encode()
+
+        async def send_with_headers(message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-received", received)]
+                if message["status"] == 503:
+                    message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))
             await send(message)
 
-        await self.app(scope, receive, send_with_header)
+        await self.app(scope, receive, send_with_headers)
 
 
 warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
 logger.addFilter(OneLine())
 app.add_exception_handler(TimeoutError, _gateway_timeout)
 app.add_exception_handler(RequestValidationError, _bad_request)
-app.add_middleware(RetryAfter)
+app.add_middleware(Headers)

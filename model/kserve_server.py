@@ -2,6 +2,7 @@
 
 from model import options
 from model.alexnet import AlexNetModel
+from model.batcher import gathered
 from model.front import StrictModelServer
 
 
@@ -9,9 +10,9 @@ def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     args = options.kserve_options()
     print(options.listed(args), flush=True)
-    model = AlexNetModel(args.model_name, args.weights, args.device, args.threads)
+    model = AlexNetModel(**options.of_model(args))
     model.load()
-    StrictModelServer(args).start([model])
+    StrictModelServer(args).start([gathered(model, args)])
 
 
 if __name__ == "__main__":

@@ -50,6 +50,29 @@ def _parser(module: str, description: str) -> _Parser:
     ours = parser.add_argument_group("of this server")
     ours.add_argument("--host", default="127.0.0.1", help="the address HTTP and gRPC listen on")
     ours.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    ours.add_argument(
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="of weights and arithmetic; bfloat16 changes probabilities in the third digit",
+    )
+    ours.add_argument(
+        "--layout",
+        choices=["contiguous", "channels_last"],
+        help="of pictures and filters in memory",
+    )
+    ours.add_argument("--max_batch_size", type=_number(int, 1), default=16, help="pictures")
+    ours.add_argument(
+        "--batch_wait_ms",
+        type=_number(float, 0),
+        default=5.0,
+        help="a batch waits at most this long for others to join",
+    )
+    ours.add_argument(
+        "--request_log",
+        choices=["on", "off"],
+        help="KServe's and uvicorn's log lines, four a request",
+    )
     return parser
 
 
@@ -57,6 +80,13 @@ def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of `python -m model.kserve_server`, checked; exits with a sentence if wrong."""
     parser = _parser("model.kserve_server", "AlexNet behind KServe, in the server's own process.")
     parser.add_argument("--threads", type=_number(int, 1), default=cores(), help="torch's threads")
+    parser.add_argument(
+        "--batching",
+        choices=["off", "server"],
+        default="off",
+        help="server: requests that wait are answered as a batch, in a thread of its own",
+    )
+    parser.set_defaults(layout="contiguous", request_log="on")
     return _checked(parser, parser.parse_args(argv))
 
 
@@ -79,6 +109,14 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
         type=_number(float, 0),
         help="GPUs it reserves (default: an equal part of those there are)",
     )
+    ray.add_argument(
+        "--batching",
+        choices=["off", "replica", "server"],
+        default="server",
+        help="where requests that wait are gathered into a batch: in each replica, or in KServe's "
+        "process, which sends a batch in one call",
+    )
+    parser.set_defaults(layout="channels_last", request_log="off")
     ray.add_argument(
         "--max_ongoing_requests", type=_number(int, 1), default=64, help="at a replica at a time"
     )
@@ -152,12 +190,33 @@ def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace
     return options
 
 
+def of_model(options: argparse.Namespace) -> dict:
+    """What AlexNetModel is made with."""
+    names = ("weights", "device", "threads", "precision", "layout")
+    return {"name": options.model_name} | {name: getattr(options, name) for name in names}
+
+
+def of_replica(options: argparse.Namespace, folder: str | None) -> dict:
+    """What a Replica is made with, beside the model's class.
+
+    folder: one that all replicas see, where they share the weights.
+    """
+    gather = batches(options) if options.batching == "replica" else None
+    return of_model(options) | {"gather": gather, "folder": folder}
+
+
+def batches(options: argparse.Namespace) -> dict:
+    """The size and the waiting time of a GatheredModel's batches."""
+    return {"size": options.max_batch_size, "wait_s": options.batch_wait_ms / 1000}
+
+
 def described(options: argparse.Namespace) -> str:
     """What a server serves, for its ready line."""
     text = f"{options.model_name} (AlexNet, {options.weights} weights, {options.device}), "
     if hasattr(options, "num_replicas"):
         text += f"{options.num_replicas} replicas of "
-    return text + f"{options.threads} torch {'threads' if options.threads > 1 else 'thread'}"
+    text += f"{options.threads} torch {'threads' if options.threads > 1 else 'thread'}"
+    return text + f", {options.precision} {options.layout}, batching {options.batching}"
 
 
 def listed(options: argparse.Namespace) -> str:

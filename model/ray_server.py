@@ -3,6 +3,7 @@
 from ray import serve
 
 from model import options
+from model.batcher import gathered
 from model.cluster import Cluster
 from model.front import StrictModelServer
 from model.replicated import Replica, ReplicatedModel
@@ -14,12 +15,11 @@ def main() -> None:
     print(options.listed(args), flush=True)
     with Cluster.of(args) as cluster:
         replica = serve.deployment(Replica).options(**cluster.deployment_options(args))
-        model_args = args.model_name, args.weights, args.device, args.threads
-        app = replica.bind("model.alexnet:AlexNetModel", *model_args)
+        app = replica.bind("model.alexnet:AlexNetModel", **options.of_replica(args, cluster.folder))
         handle = serve.run(app, **cluster.application_options(args))
         model = ReplicatedModel(args.model_name, handle, args.request_timeout_s)
         model.load()
-        StrictModelServer(args).start([model])
+        StrictModelServer(args).start([gathered(model, args)])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from kserve import InferRequest
-from kserve.errors import ModelNotReady
+from kserve.errors import InvalidInput, ModelNotReady
 from kserve.logging import logger
 from kserve.model import InferenceVerb
 from kserve.protocol.infer_type import to_http_parameters
@@ -18,6 +18,10 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import RequestRouter
+
+from model.batcher import GatheredModel, in_thread
+from model.protocol import Answer, Images
 
 WATCH_PERIOD_S = 0.5  # between two looks at the replicas
 STALE_S = 5.0  # a look older than this no longer counts
@@ -30,17 +34,32 @@ class Replica:
     It imports the model's class itself, so the server in front needs neither it nor torch.
     """
 
-    def __init__(self, model_class: str, *args: Any) -> None:
-        """model_class: `module:Class` of a kserve.Model. args: what the class is made with."""
+    def __init__(self, model_class: str, *, gather: dict | None = None, **made_with: Any) -> None:
+        """model_class: `module:Class` of a kserve.Model. made_with: the class's own arguments.
+
+        gather: GatheredModel's options, when requests are to be gathered here, in the replica.
+        """
         module, name = model_class.split(":")
-        self._model = getattr(importlib.import_module(module), name)(*args)
+        self._model = getattr(importlib.import_module(module), name)(**made_with)
         self._model.load()
+        self._in_thread = None
+        if gather is not None:
+            self._model = GatheredModel(self._model, **gather)
 
     async def __call__(
         self, body: dict | InferRequest, headers: dict[str, str], verb: InferenceVerb
     ) -> tuple[Any, dict[str, str]]:
         """Answer one request as KServe would in its own process: (response, headers)."""
         return await self._model(body, headers, verb)
+
+    async def answer_all(self, batch: list[Images], place: int) -> list[Answer | InvalidInput]:
+        """Answer a batch that was gathered in front, in a thread; the event loop stays free.
+
+        place: for the router, ByPlace.
+        """
+        if self._in_thread is None:
+            self._in_thread = in_thread(self._model)
+        return await self._in_thread(batch)
 
     async def healthy(self) -> bool:
         """Whether the model is loaded."""
@@ -53,6 +72,22 @@ class Replica:
     def get_output_types(self) -> list[dict]:
         """The model's outputs."""
         return self._model.get_output_types()
+
+
+class ByPlace(RequestRouter):
+    """Sends a batch to the replica in the place it is meant for; other calls to the least loaded.
+
+    The batcher knows which replica is free. Ray's own router would have to guess: it counts a
+    call as under way until some time after its result is there.
+    """
+
+    async def choose_replicas(self, candidate_replicas, pending_request=None):
+        """Groups of replicas in order; of a group Ray takes the one with the shortest queue."""
+        place = pending_request.kwargs.get("place") if pending_request else None
+        if place is None or not candidate_replicas:
+            return [candidate_replicas]
+        in_order = sorted(candidate_replicas, key=lambda replica: replica.replica_id.unique_id)
+        return [[in_order[place % len(in_order)]]]
 
 
 class ReplicatedModel(RayModel):
@@ -102,6 +137,15 @@ class ReplicatedModel(RayModel):
             self._watch.start()
         self.ready = True
         return self.ready
+
+    @property
+    def replicas(self) -> int:
+        """How many run, as the watch saw it last."""
+        return self._running
+
+    async def answer_all(self, batch: list[Images], place: int) -> list[Answer | InvalidInput]:
+        """Have the replica in a place, of as many as run, answer a batch of requests."""
+        return await self._answer(self._handle.answer_all, batch, place=place)
 
     async def healthy(self) -> bool:
         """Whether at least one replica runs: a state the watch keeps, not a call to Ray."""

@@ -5,6 +5,8 @@ also trains it: `python -m model.weights` draws, trains and writes it again.
 `MODEL_WEIGHTS=imagenet` downloads torchvision's weights (233 MB) once.
 """
 
+import contextlib
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +49,24 @@ def build(name: str) -> tuple[AlexNet, list[str]]:
         network = alexnet(num_classes=len(labels))
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False), labels
+
+
+def share(network: AlexNet, folder: Path) -> None:
+    """Have the network use one copy of its weights with all processes that share `folder`.
+
+    The first to come writes them to a file there, as they are; all map that file into memory,
+    which the system then holds once. Those who share a folder must be made alike.
+    """
+    file = folder / "weights.pt"
+    if not file.exists():
+        mine = folder / f"weights-{os.getpid()}.pt"
+        torch.save(network.state_dict(), mine)
+        with contextlib.suppress(FileExistsError):
+            os.link(mine, file)  # whole, or not at all; another may have been faster
+        mine.unlink()
+    state = torch.load(file, mmap=True, weights_only=True)
+    network.load_state_dict(state, assign=True)
+    network.requires_grad_(False)
 
 
 def _fixed_layers() -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import logging
 import os
+import statistics
 import sys
 import textwrap
 import time
@@ -154,6 +155,34 @@ def number(workers: Iterable[str], names: dict[str, str] | None = None) -> dict[
     for worker in workers:
         names.setdefault(worker, f"replica {len(names) + 1}")
     return names
+
+
+# -- loads -----------------------------------------------------------------------------------
+
+# A part of a request's time -> from one moment to the next: the client's own, or those that the
+# server tells in its headers.
+PARTS = {
+    "until the server takes it in": ("sent", "x-received"),
+    "until it is read": ("x-received", "x-read"),
+    "until its batch begins": ("x-read", "x-started"),
+    "decoding the batch": ("x-started", "x-decoded"),
+    "network": ("x-decoded", "x-finished"),
+    "answer's way back": ("x-finished", "done"),
+}
+
+
+def parts(headers: list[dict]) -> dict[str, float]:
+    """Where the time of requests went, from Run.headers: mean milliseconds of each part."""
+    return {
+        part: 1000 * statistics.mean(float(h[end]) - float(h[begin]) for h in headers)
+        for part, (begin, end) in PARTS.items()
+    }
+
+
+def rate(records: list[dict], variant: str, clients: int = 32) -> float:
+    """Requests a second of a variant: the median of its runs with so many clients."""
+    runs = [r for r in records if (r["variant"], r["clients"]) == (variant, clients)]
+    return statistics.median(run["throughput"] for run in runs)
 
 
 # -- processes by role -----------------------------------------------------------------------
@@ -315,3 +344,71 @@ def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
             f"cores together, with {accepted.threads} torch threads each"
         )
     print("right: four replicas share one core, with one thread each")
+
+
+def check_clients_needed(clients_needed: Callable[[float, float], int]) -> None:
+    """Notebook 4: Little's law, rounded up."""
+    cases = [(40, 0.1, 4), (10, 0.25, 3), (3, 0.1, 1), (100, 1, 100)]
+    for rate, latency, expected in cases:
+        found = clients_needed(rate, latency)
+        if found is None:
+            return print("not yet: clients_needed returns nothing")
+        if found != expected or not isinstance(found, int):
+            return print(f"not yet: for {rate} a second that take {latency} s each: {found!r}")
+    print("right: four cases of four")
+
+
+def check_waited(waited: Callable[[list[tuple[float, float, float]]], float]) -> None:
+    """Notebook 4: the right percentile, of latencies from when requests were due."""
+    prompt = [(float(i), float(i), i + 0.1 + i / 1000) for i in range(20)]
+    late = [(i / 10, float(i), i + 0.5) for i in range(20)]
+    cases = [
+        (prompt, 0.118, "all sent when due"),
+        (late, 0.9 * 18 + 0.5, "sent late: users wait from when they were due"),
+        (late[::-1], 0.9 * 18 + 0.5, "they need not be in order"),
+        (prompt * 5, 0.118, "a hundred requests: the 95th"),
+    ]
+    for requests_, expected, what in cases:
+        found = waited(requests_)
+        if found is None:
+            return print("not yet: waited returns nothing")
+        if abs(found - expected) > 1e-6:
+            return print(f"not yet: {found:.3g} in place of {expected:.3g} ({what})")
+    print("right: four cases of four")
+
+
+def check_batches(batches: Callable[[int, int, int], list[int]]) -> None:
+    """Notebook 5: shared out as the batcher does it."""
+    cases = [(8, 2, 16), (9, 2, 16), (1, 4, 16), (40, 2, 16), (0, 3, 16), (10, 4, 2)]
+    for waiting, free, largest in cases:
+        found = batches(waiting, free, largest)
+        if found is None:
+            return print("not yet: batches returns nothing")
+        expected = min(waiting, free * largest)
+        fair = not found or max(found) - min(found) <= 1
+        if sum(found) != expected or len(found) != min(waiting, free) or not fair:
+            return print(
+                f"not yet: {waiting} waiting, {free} free, at most {largest} each gives {found}"
+            )
+    print("right: six cases of six")
+
+
+def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:
+    """Notebook 5: do the options start one replica with all cores that does not wait?"""
+    chosen = low_latency(options.cores())
+    if chosen is None:
+        return print("not yet: low_latency returns nothing")
+    ports = [f"--http_port={free_port()}", f"--grpc_port={free_port()}"]
+    try:
+        accepted = options.ray_options([*ports, *chosen])
+    except SystemExit as refusal:
+        return print(f"not yet: {refusal}")
+    there = options.cores()
+    if (accepted.num_replicas, accepted.threads, accepted.cpus_per_replica) != (1, there, there):
+        return print(
+            f"not yet: these start {accepted.num_replicas} replicas with {accepted.threads} torch "
+            f"threads that reserve {accepted.cpus_per_replica:g} cores each, of {there}"
+        )
+    if accepted.batching != "off" and accepted.batch_wait_ms > 0:
+        return print(f"not yet: a batch waits up to {accepted.batch_wait_ms:g} ms to fill")
+    print("right: one replica with all cores, which does not wait")

@@ -15,6 +15,10 @@ WRONG = {
     "scale_hello": "def scale_hello(replicas):\n    return hello  # two replicas, as before",
     "my_v2_body": "def my_v2_body(pictures):\n    return {'inputs': []}",
     "busy_at_once": "def busy_at_once(spans):\n    return len(spans)",
+    "clients_needed": "def clients_needed(rate, latency):\n    return round(rate * latency)",
+    "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
+    "batches": "def batches(waiting, free, largest):\n    return [min(waiting, largest)]",
+    "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
     "four_replicas": "def four_replicas():\n    return ['--num_replicas', '4', '--threads', '2']",
 }
 

@@ -29,14 +29,18 @@ class ServerProcess:
 
     It listens on free ports of loopback, logs to a file, and ends with `stop`, with the `with`
     block, or with this Python process, whichever comes first. `url` (http://host:port), `grpc`
-    (host:port), `name` (of the model) are what a client needs.
+    (host:port), `name` (of the model) and `predict` (the address of V1 predict) are what a client
+    needs.
     """
 
-    def __init__(self, module: str, *options: str, **env: str) -> None:
+    def __init__(
+        self, module: str, *options: str, python: str | Path = sys.executable, **env: str
+    ) -> None:
         """Start it and wait until the model is ready.
 
-        options: of its command line. env: environment variables to add. Raises RuntimeError with
-        the end of the log when it ends early or is not ready within two minutes.
+        options: of its command line. python: the interpreter to run it with. env: environment
+        variables to add. Raises RuntimeError with the end of the log when it ends early or is not
+        ready within two minutes.
         """
         http_port, grpc_port = free_port(), free_port()
         self.module = module
@@ -45,12 +49,13 @@ class ServerProcess:
         named = argparse.ArgumentParser(allow_abbrev=False)
         named.add_argument("--model_name", default="custom-model")
         self.name = named.parse_known_args(options)[0].model_name
+        self.predict = f"{self.url}/v1/models/{self.name}:predict"
         handle, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log")
         self.log = Path(name)
         started = time.monotonic()
         with open(handle, "w") as log:
             self.process = psutil.Popen(
-                [sys.executable, "-m", module, *ports, *options],
+                [python, "-m", module, *ports, *options],
                 env=os.environ | env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

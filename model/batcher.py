@@ -1,0 +1,177 @@
+"""Gathers requests that wait and has them answered as batches: in a thread, or by replicas."""
+
+import argparse
+import asyncio
+import inspect
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kserve.errors import InvalidInput, ModelNotReady
+
+from model import options
+from model.protocol import Answer, Images, PictureModel, Request
+
+
+class Batcher:
+    """Hands waiting items to workers as batches, whenever a worker is free.
+
+    A batch is sealed only then, so it holds what came in meanwhile. The largest it gets is its
+    worker's even share of all that is here, in work or waiting, so that no worker stands idle
+    while another has too much. Before that many wait, and while more are to be expected (who got
+    an answer is likely to ask again), a free worker waits for the next, at most `wait_s` each
+    time. So a lone client never waits.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list, int], Awaitable[list]],
+        workers: Callable[[], int] = lambda: 1,
+        size: int = 16,
+        wait_s: float = 0.005,
+        most_waiting: float = math.inf,
+    ) -> None:
+        """work: takes the items of a batch, and the place of the worker that is to have it (from
+        0 on); returns for each item its result or an exception.
+
+        workers: how many there are now; each has one batch at a time. size: the most that the
+        lengths of a batch's items may add up to; an item that is longer goes alone.
+        most_waiting: items; above it `__call__` raises asyncio.QueueFull.
+        """
+        self._work, self._workers = work, workers
+        self._size, self._wait_s, self._most_waiting = size, wait_s, most_waiting
+        self._waiting: deque[tuple[Any, asyncio.Future]] = deque()
+        self._at_work: dict[int, int] = {}  # the place of a worker -> the length of its batch
+        self._tasks: set[asyncio.Task] = set()  # asyncio itself would not keep them
+        self._expected = 0  # the length that is likely to wait soon
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __call__(self, item: Any) -> Any:
+        """The item's result; raises what the batch, or the item in it, came to."""
+        if len(self._waiting) >= self._most_waiting:
+            raise asyncio.QueueFull
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._seal()
+        return await future
+
+    def _seal(self, patient: bool = True) -> None:
+        """Give what waits to the workers that are free; not yet, if more is expected."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and (free := set(range(self._workers())) - self._at_work.keys()):
+            waiting = sum(len(item) for item, _ in self._waiting)
+            here = max(waiting, self._expected) + sum(self._at_work.values())
+            share = min(self._size, math.ceil(here / self._workers()))
+            if patient and waiting < min(share, self._expected):
+                self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._seal, False)
+                return
+            batch, length = [], 0
+            while self._waiting and (not batch or length + len(self._waiting[0][0]) <= share):
+                item, future = self._waiting.popleft()
+                if not future.done():  # else nobody waits for it any more
+                    batch.append((item, future))
+                    length += len(item)
+            if batch:
+                task = asyncio.ensure_future(self._answer(batch, length, min(free)))
+                self._at_work[min(free)] = length
+                self._expected -= length
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, batch: list[tuple[Any, asyncio.Future]], length: int, place: int):
+        try:
+            results = await self._work([item for item, _ in batch], place)
+        except Exception as error:
+            results = [error] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        del self._at_work[place]
+        self._expected = sum(len(item) for item, _ in self._waiting) + length
+        self._seal()
+
+
+class GatheredModel(PictureModel):
+    """Stands in KServe's registry for a model and has it answer requests in batches.
+
+    Requests are read and answers written here, in KServe's process. The network's part is the
+    model's `answer_all`: awaited, with the place of a worker, where it is a coroutine; else called
+    in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        size: int = 16,
+        wait_s: float = 0.005,
+        workers: Callable[[], int] = lambda: 1,
+        most_waiting: float = math.inf,
+        timeout_s: float | None = None,
+    ) -> None:
+        """model: loaded. timeout_s: the longest a request may take; the others: of the Batcher."""
+        super().__init__(model.name)
+        self.model, self.ready, self.timeout_s = model, model.ready, timeout_s
+        self._batcher = Batcher(self._answer_all, workers, size, wait_s, most_waiting)
+        self._in_thread: Callable | None = None  # made when first used: `--workers` pickles
+
+    async def predict(
+        self, payload: Request, headers: dict | None = None, response_headers: dict | None = None
+    ) -> Answer:
+        """Wait for a place in a batch and its answer, at most `timeout_s`."""
+        try:
+            answer = await asyncio.wait_for(self._batcher(payload.images), self.timeout_s)
+        except asyncio.QueueFull:
+            raise ModelNotReady(self.name, "It is busy and the queue is full.") from None
+        except TimeoutError:
+            limit = f"{self.timeout_s:g} seconds" if self.timeout_s else "its time"
+            raise TimeoutError(f"{self.name} gave no answer within {limit}.") from None
+        return answer._replace(request=payload)
+
+    async def _answer_all(self, batch: list[Images], place: int) -> list[Answer | InvalidInput]:
+        if inspect.iscoroutinefunction(self.model.answer_all):
+            return await self.model.answer_all(batch, place)
+        if self._in_thread is None:
+            self._in_thread = in_thread(self.model)
+        return await self._in_thread(batch)
+
+    async def healthy(self) -> bool:
+        """Whether the model itself is."""
+        return await self.model.healthy()
+
+    def stop(self) -> None:
+        """End the model; KServe calls this as it shuts down."""
+        self.model.stop()
+
+
+def in_thread(model: Any) -> Callable[[list[Images]], Awaitable[list[Answer | InvalidInput]]]:
+    """The model's `answer_all` as a coroutine, one batch at a time in a thread of its own."""
+    thread = ThreadPoolExecutor(1, initializer=model.use_threads)
+
+    async def answer_all(batch: list[Images]) -> list[Answer | InvalidInput]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(thread, model.answer_all, batch)
+
+    return answer_all
+
+
+def gathered(model: Any, args: argparse.Namespace) -> Any:
+    """The model for KServe's registry as `--batching` wants it: itself, or a GatheredModel."""
+    if args.batching != "server":
+        return model
+    if not hasattr(args, "num_replicas"):
+        return GatheredModel(model, **options.batches(args))
+    return GatheredModel(
+        model,
+        **options.batches(args),
+        workers=lambda: max(1, model.replicas),
+        most_waiting=args.max_queued_requests,
+        timeout_s=args.request_timeout_s,
+    )
