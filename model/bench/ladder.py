@@ -6,7 +6,6 @@ the table and imgs/ladder.png are made from those.
 """
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from model.bench import load, plots, results
-from model.bench.limit import limit
+from model.bench.limit import limit, one_alone
 from model.bench.server import ServerProcess
 from model.options import cores
 
@@ -25,6 +24,7 @@ PLAIN, RAY = "model.kserve_server", "model.ray_server"
 STRAIGHT = "--threads 1 --layout contiguous --request_log on --batching"  # a straight port to Ray
 LIKE_RAY = "--batching server --layout channels_last --request_log off"
 
+DEFAULT = "no log lines: the default"
 RUNGS = {  # name -> module, options; from "64 requests at a replica" on each adds one lever
     "plain": (PLAIN, ""),
     "plain, one thread": (PLAIN, "--threads 1"),
@@ -35,7 +35,7 @@ RUNGS = {  # name -> module, options; from "64 requests at a replica" on each ad
     "batches in the replica": (RAY, f"{STRAIGHT} replica"),
     "one call a batch": (RAY, f"{STRAIGHT} server"),
     "channels last": (RAY, "--request_log on"),
-    "no log lines: the default": (RAY, ""),
+    DEFAULT: (RAY, ""),
     "bfloat16": (RAY, "--precision bfloat16"),
     "plain with the batcher": (PLAIN, f"--threads {N} {LIKE_RAY}"),
     f"plain, {N} workers, the batcher": (PLAIN, f"--workers {N} --threads 1 {LIKE_RAY}"),
@@ -57,27 +57,33 @@ PEERS = {  # other servers with the same model code, each at its best; `make pee
 PEERS_PYTHON = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
 
-def run(name: str, work: load.Workload, seconds: float = 4.0, warmup_s: float = 1.5) -> list[dict]:
+TARGETS = ("plain", DEFAULT, "bfloat16")  # loaded with one client and with 64 too
+
+
+def run(name: str, work: load.Workload, seconds: float = 3.0, warmup_s: float = 1.2) -> list[dict]:
     """Start the rung's server, load it with few and with many clients, stop it: the records."""
+    about = results.machine() | {"variant": name}
     if name.startswith("limit "):
         precision = name.removeprefix("limit ")
-        rates = limit(precision, seconds=seconds / 2)
-        found = {"kind": "limit", "variant": name, "throughput": max(rates.values())}
-        return [results.machine() | found]
+        rates = limit(precision, batches=(16,), seconds=seconds)
+        alone = {"alone_ms": 1000 * one_alone(precision)}
+        return [about | {"kind": "limit", "throughput": rates[16]} | alone]
     module, options = (RUNGS | PEERS)[name]
     python = PEERS_PYTHON if name in PEERS else sys.executable
     with ServerProcess(module, *options.split(), python=python) as server:
         more = {"seconds_to_ready": server.seconds_to_ready}
-        return [
-            results.measure(server, name, work, clients=n, seconds=seconds, warmup_s=warmup_s)
-            | more
-            for n in CLIENTS
-        ]
+        settings = {"seconds": seconds, "warmup_s": warmup_s}
+        found = [about | {"kind": "health", "memory": server.memory()} | more]
+        for count in (1, *CLIENTS, 64) if name in TARGETS else CLIENTS:
+            record = results.measure(server, name, work, clients=count, **settings)
+            found.append(record | more)
+        found[0] |= results.health_checks(server, work, clients=16)
+    return found
 
 
 def figure(records: list[dict]) -> Figure:
     """The ladder as a figure, from records of rungs and limits."""
-    rows = results.summary(record for record in records if record["kind"] == "closed_loop")
+    rows = results.summary(record for record in records if record.get("clients") in CLIENTS)
     rows.sort(key=lambda row: list(RUNGS | PEERS).index(row["variant"]))
     machine = f"{records[0]['cpu']}, {records[0]['cores']} cores"
     return plots.rungs(rows, CLIENTS, limits(records), f"Requests a second on {machine}")
@@ -85,27 +91,31 @@ def figure(records: list[dict]) -> Figure:
 
 def limits(records: list[dict]) -> dict[str, float]:
     """The limit of each precision: the median of the rounds."""
-    found: dict[str, list[float]] = {}
-    for record in records:
-        if record["kind"] == "limit":
-            found.setdefault(record["variant"], []).append(record["throughput"])
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {r["variant"]: r["throughput"] for r in results.medians(_of("limit", records))}
 
 
 def table(records: list[dict]) -> str:
-    """A line for each rung, in Markdown: medians of the rounds."""
-    closed = [record for record in records if record["kind"] == "closed_loop"]
-    rows = {(row["variant"], row["clients"]): row for row in results.summary(closed)}
-    heads = [f"{n} clients: requests/s | p50 ms | p99 ms" for n in CLIENTS]
-    lines = [f"| rung | {' | '.join(heads)} |", "|---|" + "---|" * 3 * len(CLIENTS)]
-    for name in dict.fromkeys(variant for variant, _ in rows):
-        cells = [
-            f"{rows[name, n][key]:.0f}"
-            for n in CLIENTS
-            for key in ("throughput", "p50_ms", "p99_ms")
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines + [f"{name}: {rate:.0f}" for name, rate in limits(records).items()])
+    """What was measured, in Markdown: a line for each rung, medians of the rounds."""
+    rows = {(r["variant"], r["clients"]): r for r in results.summary(_of("closed_loop", records))}
+    health = {r["variant"]: r for r in results.medians(_of("health", records))}
+    heads = " | ".join(f"{n} clients: requests/s | p50 ms | p99 ms" for n in CLIENTS)
+    lines = [f"| rung | {heads} | health check p99 ms | ready s | GB |", "|---" * 10 + "|"]
+    for name, its in health.items():
+        cells = [rows[name, n][key] for n in CLIENTS for key in ("throughput", "p50_ms", "p99_ms")]
+        cells += [its["health_p99_ms"], its["seconds_to_ready"], its["memory"] / 1e9]
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.3g}" for cell in cells) + " |")
+    for (name, n), row in rows.items():
+        if n not in CLIENTS:
+            lines.append(f"\n{name}, {n} clients: {row['throughput']:.1f} a second, ")
+            lines[-1] += f"p50 {row['p50_ms']:.1f} ms"
+    for its in results.medians(_of("limit", records)):
+        lines.append(f"\n{its['variant']}: {its['throughput']:.0f} a second; ")
+        lines[-1] += f"one picture alone {its['alone_ms']:.1f} ms"
+    return "\n".join(lines)
+
+
+def _of(kind: str, records: list[dict]) -> list[dict]:
+    return [record for record in records if record["kind"] == kind]
 
 
 def climb(names: list[str], rounds: int, seconds: float, file: Path) -> list[dict]:
@@ -128,13 +138,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"of: {'; '.join(names)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a load")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a load")
     parser.add_argument("--peers", action="store_true", help="the peers and our own best")
     parser.add_argument("--file", type=Path, help="default: imgs/ladder.jsonl, imgs/peers.jsonl")
     args = parser.parse_args()
     if unknown := set(args.rungs) - set(names):
         parser.error(f"there is no rung {', '.join(unknown)}; there are {'; '.join(names)}")
-    ours = ["no log lines: the default", "bfloat16"]
+    ours = [DEFAULT, "bfloat16"]
     usual = [*limits, *ours, *PEERS] if args.peers else [*limits, *RUNGS]
     file = args.file or IMGS / ("peers.jsonl" if args.peers else "ladder.jsonl")
     records = climb(args.rungs or usual, args.rounds, args.seconds, file)

@@ -4,13 +4,17 @@ import contextlib
 import json
 import platform
 import re
+import statistics
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import psutil
+import requests
 
 from model.bench import load
 from model.bench.server import ServerProcess
@@ -51,6 +55,38 @@ def measure(
         **{f"{group}_cpu": run.cpu.get(group, 0.0) for group in ("server", "replicas", "ray")},
         "memory": server.memory(),
     }
+
+
+def health_checks(
+    server: ServerProcess, work: load.Workload, clients: int, seconds: float = 3.0
+) -> dict[str, float]:
+    """Latency of health checks, 50 a second at most, while clients load the server: p50 and p99."""
+    times: list[float] = []
+    with ThreadPoolExecutor(1) as thread, requests.Session() as session:
+        busy = thread.submit(load.closed_loop, server.predict, work, clients, seconds, warmup_s=1)
+        while not busy.done():
+            asked = time.perf_counter()
+            session.get(f"{server.url}/v2/models/{server.name}/ready", timeout=60)
+            times.append(time.perf_counter() - asked)
+            time.sleep(0.02)
+        busy.result()
+    return {f"health_p{p}_ms": 1000 * float(np.percentile(times, p)) for p in (50, 99)}
+
+
+def medians(records: Iterable[dict]) -> list[dict]:
+    """For each variant the median of every number in its records."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["variant"]].append(record)
+    return [
+        {
+            name: statistics.median(run[name] for run in runs)
+            if isinstance(value, int | float)
+            else value
+            for name, value in runs[0].items()
+        }
+        for runs in groups.values()
+    ]
 
 
 def _group(process: psutil.Process) -> str:
