@@ -107,25 +107,19 @@ class GatheredModel(PictureModel):
     in a thread of its own.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        size: int = 16,
-        wait_s: float = 0.005,
-        workers: Callable[[], int] = lambda: 1,
-        most_waiting: float = math.inf,
-        timeout_s: float | None = None,
-    ) -> None:
-        """model: loaded. timeout_s: the longest a request may take; the others: of the Batcher."""
+    def __init__(self, model: Any, timeout_s: float | None = None, **batching: Any) -> None:
+        """model: loaded. timeout_s: the longest a request may take. batching: as for Batcher."""
         super().__init__(model.name)
         self.model, self.ready, self.timeout_s = model, model.ready, timeout_s
-        self._batcher = Batcher(self._answer_all, workers, size, wait_s, most_waiting)
-        self._in_thread: Callable | None = None  # made when first used: `--workers` pickles
+        # Made when first used: KServe's `--workers` sends this object to other processes.
+        self._batching, self._batcher, self._in_thread = batching, None, None
 
     async def predict(
         self, payload: Request, headers: dict | None = None, response_headers: dict | None = None
     ) -> Answer:
         """Wait for a place in a batch and its answer, at most `timeout_s`."""
+        if self._batcher is None:
+            self._batcher = Batcher(self._answer_all, **self._batching)
         try:
             answer = await asyncio.wait_for(self._batcher(payload.images), self.timeout_s)
         except asyncio.QueueFull:

@@ -179,12 +179,13 @@ def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace
         ports["--grpc_port"] = options.grpc_port
         if options.grpc_port == options.http_port:
             parser.error(f"HTTP and gRPC cannot share port {options.http_port}: choose --grpc_port")
+    options._held = []  # bound until we listen ourselves: Ray, too, takes ports that are free
     for name, port in ports.items():
         try:
             family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((options.host, port))
+            options._held.append(socket.socket(family))
+            options._held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            options._held[-1].bind((options.host, port))
         except (OSError, OverflowError) as error:
             parser.error(f"cannot listen on {options.host} port {port} ({error}): choose {name}")
     return options
@@ -221,7 +222,8 @@ def described(options: argparse.Namespace) -> str:
 
 def listed(options: argparse.Namespace) -> str:
     """Every option and its value, in one line."""
-    return "options: " + " ".join(f"{name}={value}" for name, value in vars(options).items())
+    shown = {name: value for name, value in vars(options).items() if not name.startswith("_")}
+    return "options: " + " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def run(main: Callable[[], None]) -> None:
