@@ -215,7 +215,7 @@ def rungs(rows: list[dict], clients: tuple[int, int], limits: dict[str, float], 
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("requests a second")
         axes.set_title(title, pad=18)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(loc="lower right", framealpha=1, edgecolor="white")
         figure.tight_layout()
         plt.close(figure)
     return figure
