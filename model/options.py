@@ -179,13 +179,16 @@ def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace
         ports["--grpc_port"] = options.grpc_port
         if options.grpc_port == options.http_port:
             parser.error(f"HTTP and gRPC cannot share port {options.http_port}: choose --grpc_port")
-    options._held = []  # bound until we listen ourselves: Ray, too, takes ports that are free
+    # On Linux the ports stay bound until we listen ourselves: Ray, too, takes ports that are free.
+    options._held = []
     for name, port in ports.items():
         try:
             family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
             options._held.append(socket.socket(family))
             options._held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             options._held[-1].bind((options.host, port))
+            if sys.platform != "linux":  # where nobody else could bind them, nor could we
+                options._held.pop().close()
         except (OSError, OverflowError) as error:
             parser.error(f"cannot listen on {options.host} port {port} ({error}): choose {name}")
     return options
