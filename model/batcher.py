@@ -85,8 +85,12 @@ class Batcher:
     async def _answer(self, batch: list[tuple[Any, asyncio.Future]], length: int, place: int):
         try:
             results = await self._work([item for item, _ in batch], place)
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} answers to {len(batch)} requests")
         except Exception as error:
             results = [error] * len(batch)
+        finally:  # whatever happened, or the worker would never get another batch
+            del self._at_work[place]
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
@@ -94,7 +98,6 @@ class Batcher:
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        del self._at_work[place]
         self._expected = sum(len(item) for item, _ in self._waiting) + length
         self._seal()
 

@@ -127,6 +127,19 @@ def test_an_error_is_for_its_own_request_or_its_batch_and_the_batcher_goes_on():
     asyncio.run(main())
 
 
+def test_a_worker_that_answers_too_few_fails_its_batch_only():
+    """Nobody waits for ever, and nobody gets another's answer."""
+
+    async def main():
+        batcher = Batcher(lambda batch, place: asyncio.sleep(0.01, batch[:1]))
+        asked = [asyncio.ensure_future(batcher(item)) for item in "abc"]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [str, RuntimeError, RuntimeError]
+        assert "1 answers to 2" in str(answers[1]) and await batcher("d") == "d"
+
+    asyncio.run(main())
+
+
 def test_who_has_gone_is_not_worked_for():
     """A cancelled request that still waits is in no batch."""
 

@@ -325,7 +325,7 @@ def test_cpu_of_replicas_is_told_apart(replicas):
 def test_summary_and_interval():
     """Medians of runs that belong together, with an interval that more runs make narrower."""
     draw = np.random.default_rng(1)
-    keys = ("throughput", "p50_ms", "p95_ms", "p99_ms")
+    keys = ("throughput", "p50_ms", "p95_ms", "p99_ms", "p95_from_sent_ms")
 
     def record(variant: str, middle: float) -> dict:
         made = {"variant": variant, "kind": "closed_loop", "clients": 8, "rate": None}

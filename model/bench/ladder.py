@@ -55,8 +55,6 @@ PEERS = {  # other servers with the same model code, each at its best; `make pee
     )
 }
 PEERS_PYTHON = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
-
-
 TARGETS = ("plain", DEFAULT, "bfloat16")  # loaded with one client and with 64 too
 
 
