@@ -1,7 +1,6 @@
 """One solution for each exercise; a test puts it in place of the stub and runs the check."""
 
 import base64
-import math
 
 from ray import serve
 
@@ -31,20 +30,20 @@ def four_replicas() -> list[str]:
 
 def clients_needed(rate: float, latency: float) -> int:
     """Notebook 4: Little's law. (Rounded first, as 0.1 and the like are not exact.)"""
-    return math.ceil(round(rate * latency, 9))
+    return int(-(-round(rate * latency, 9) // 1))
 
 
 def waited(requests: list[tuple[float, float, float]]) -> float:
     """Notebook 4: from due to answered; when it was sent does not matter."""
     latencies = sorted(answered - due for due, _, answered in requests)
-    return latencies[math.ceil(round(0.95 * len(latencies), 9)) - 1]
+    return latencies[-(-95 * len(latencies) // 100) - 1]
 
 
 def batches(waiting: int, free: int, largest: int) -> list[int]:
     """Notebook 5: each worker takes its even share of what is left."""
     found = []
     while waiting and free:
-        found.append(min(largest, math.ceil(waiting / free)))
+        found.append(min(largest, -(-waiting // free)))
         waiting, free = waiting - found[-1], free - 1
     return found
 
