@@ -66,7 +66,7 @@ def _parser(module: str, description: str) -> _Parser:
         "--batch_wait_ms",
         type=_number(float, 0),
         default=5.0,
-        help="a batch waits at most this long for others to join",
+        help="a batch that is not full waits at most this long for the next request",
     )
     ours.add_argument(
         "--request_log",

@@ -1,5 +1,6 @@
 """What the notebooks share: showing code, predictions beside measurements, processes by role."""
 
+import argparse
 import contextlib
 import difflib
 import inspect
@@ -325,18 +326,25 @@ def check_busy_at_once(busy_at_once: Callable[[list[tuple[float, float]]], int])
     print("right: four cases of four")
 
 
-def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
-    """Notebook 3: does the server accept the options, and do they say what was asked?"""
-    chosen = four_replicas()
+def _accepted(exercise: Callable[..., list[str]], *args: Any) -> argparse.Namespace | str:
+    """What model.ray_server makes of the options that an exercise returns, or what is wrong."""
+    chosen = exercise(*args)
     if chosen is None:
-        return print("not yet: four_replicas returns nothing")
+        return f"{exercise.__name__} returns nothing"
     if not isinstance(chosen, list) or not all(isinstance(word, str) for word in chosen):
-        return print('not yet: return a list of strings, as in ["--threads", "1"]')
+        return 'return a list of strings, as in ["--threads", "1"]'
     ports = [f"--http_port={free_port()}", f"--grpc_port={free_port()}"]
     try:
-        accepted = options.ray_options([*ports, *chosen])
+        return options.ray_options([*ports, *chosen])
     except SystemExit as refusal:
-        return print(f"not yet: {refusal}")
+        return str(refusal)
+
+
+def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
+    """Notebook 3: does the server accept the options, and do they say what was asked?"""
+    accepted = _accepted(four_replicas)
+    if isinstance(accepted, str):
+        return print(f"not yet: {accepted}")
     reserved = accepted.num_replicas * accepted.cpus_per_replica
     if (accepted.num_replicas, reserved, accepted.threads) != (4, 1, 1):
         return print(
@@ -395,15 +403,10 @@ def check_batches(batches: Callable[[int, int, int], list[int]]) -> None:
 
 def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:
     """Notebook 5: do the options start one replica with all cores that does not wait?"""
-    chosen = low_latency(options.cores())
-    if chosen is None:
-        return print("not yet: low_latency returns nothing")
-    ports = [f"--http_port={free_port()}", f"--grpc_port={free_port()}"]
-    try:
-        accepted = options.ray_options([*ports, *chosen])
-    except SystemExit as refusal:
-        return print(f"not yet: {refusal}")
     there = options.cores()
+    accepted = _accepted(low_latency, there)
+    if isinstance(accepted, str):
+        return print(f"not yet: {accepted}")
     if (accepted.num_replicas, accepted.threads, accepted.cpus_per_replica) != (1, there, there):
         return print(
             f"not yet: these start {accepted.num_replicas} replicas with {accepted.threads} torch "
