@@ -3,3 +3,7 @@
 
 class CannotStart(RuntimeError):
     """Why a server cannot start, in a sentence for whoever started it."""
+
+
+# The environment variable that names the folder where processes share weights.
+SHARED = "MODEL_SHARED_FOLDER"

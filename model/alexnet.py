@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from pathlib import Path
 
 import torch
 from kserve.errors import InvalidInput
@@ -27,7 +26,6 @@ class AlexNetModel(PictureModel):
         threads: int | None = None,
         precision: str = "float32",
         layout: str = "contiguous",
-        folder: str | None = None,
     ) -> None:
         """Name the model and say how it is to run; `load` does the work.
 
@@ -35,10 +33,9 @@ class AlexNetModel(PictureModel):
         `cuda`. threads: torch's threads on the CPU, None leaves torch's own choice.
         precision: `float32` or `bfloat16`. layout: of pictures and filters in memory,
         `contiguous` (each colour by itself) or `channels_last` (each point's colours together).
-        folder: where models made alike share one copy of the weights in memory; None: nowhere.
         """
         super().__init__(name)
-        self.folder = folder
+        self.progressed = 0.0  # when the last picture was begun, on the monotonic clock
         self.weights, self.device, self.threads = weights, device, threads
         self.dtype = getattr(torch, precision)
         self.layout = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
@@ -51,9 +48,10 @@ class AlexNetModel(PictureModel):
         if self.device == "cuda" and not torch.cuda.is_available():
             raise CannotStart("torch finds no usable GPU: start with --device cpu, or auto")
         network, self.labels = weights.build(self.weights)
-        self.network = network.to(self.device, self.dtype, memory_format=self.layout)
-        if self.folder and self.device == "cpu":
-            weights.share(self.network, Path(self.folder))
+        network = network.to(self.device, self.dtype, memory_format=self.layout)
+        if self.device == "cpu":
+            weights.share(network, f"{self.weights}-{self.dtype}-{self.layout}")
+        self.network = network
         self._run(torch.zeros(1, 3, SIDE, SIDE))
         self.worker = secrets.token_hex(4)
         self.ready = True
@@ -84,7 +82,7 @@ class AlexNetModel(PictureModel):
         A picture that cannot be decoded spoils its own request only.
         """
         started = time.time()
-        decoded = [_decoded(images) for images in requests]
+        decoded = [self._decoded(images) for images in requests]
         good = [pictures for pictures in decoded if isinstance(pictures, Tensor)]
         then = time.time()
         if not good:
@@ -107,19 +105,19 @@ class AlexNetModel(PictureModel):
             top = self.network(pictures).float().softmax(dim=1).topk(TOP)
         return top.values.cpu().numpy(), top.indices.tolist()
 
+    def _decoded(self, images: Images) -> Tensor | InvalidInput:
+        """The pictures of one request as the network takes them, float32 [N, 3, 224, 224]."""
+        if not isinstance(images, list):
+            return torch.tensor(images)
+        pictures = []
+        for i, image in enumerate(images):
+            self.progressed = time.monotonic()
+            try:
+                pictures.append(pixels(image))
+            except InvalidInput as error:
+                return InvalidInput(f"picture {i}: {error}")
+        return torch.stack(pictures)
+
     def classify(self, pictures: list[bytes]) -> list[list[dict]]:
         """Encoded pictures in, V1 predictions out, with no server between."""
         return top_labels(self.predict(Request(pictures)))
-
-
-def _decoded(images: Images) -> Tensor | InvalidInput:
-    """The pictures of one request as the network takes them, float32 [N, 3, 224, 224]."""
-    if not isinstance(images, list):
-        return torch.tensor(images)
-    pictures = []
-    for i, image in enumerate(images):
-        try:
-            pictures.append(pixels(image))
-        except InvalidInput as error:
-            return InvalidInput(f"picture {i}: {error}")
-    return torch.stack(pictures)

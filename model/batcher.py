@@ -4,14 +4,16 @@ import argparse
 import asyncio
 import inspect
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kserve.errors import InvalidInput, ModelNotReady
+from kserve.errors import InvalidInput
 
 from model import options
+from model.metrics import BATCH, WAITING
 from model.protocol import Answer, Images, PictureModel, Request
 
 
@@ -31,17 +33,17 @@ class Batcher:
         workers: Callable[[], int] = lambda: 1,
         size: int = 16,
         wait_s: float = 0.005,
-        most_waiting: float = math.inf,
+        length: Callable[[Any], int] = len,
     ) -> None:
         """work: takes the items of a batch, and the place of the worker that is to have it (from
         0 on); returns for each item its result or an exception.
 
         workers: how many there are now; each has one batch at a time. size: the most that the
-        lengths of a batch's items may add up to; an item that is longer goes alone.
-        most_waiting: items; above it `__call__` raises asyncio.QueueFull.
+        lengths of a batch's items may add up to; an item that is longer goes alone. length: of
+        an item.
         """
-        self._work, self._workers = work, workers
-        self._size, self._wait_s, self._most_waiting = size, wait_s, most_waiting
+        self._work, self._workers, self._length = work, workers, length
+        self._size, self._wait_s = size, wait_s
         self._waiting: deque[tuple[Any, asyncio.Future]] = deque()
         self._at_work: dict[int, int] = {}  # the place of a worker -> the length of its batch
         self._tasks: set[asyncio.Task] = set()  # asyncio itself would not keep them
@@ -50,12 +52,20 @@ class Batcher:
 
     async def __call__(self, item: Any) -> Any:
         """The item's result; raises what the batch, or the item in it, came to."""
-        if len(self._waiting) >= self._most_waiting:
-            raise asyncio.QueueFull
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._seal()
         return await future
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait for a worker."""
+        return len(self._waiting)
+
+    @property
+    def here(self) -> int:
+        """The length of all that waits or is in work."""
+        return sum(self._length(item) for item, _ in self._waiting) + sum(self._at_work.values())
 
     def _seal(self, patient: bool = True) -> None:
         """Give what waits to the workers that are free; not yet, if more is expected."""
@@ -63,18 +73,20 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         while self._waiting and (free := set(range(self._workers())) - self._at_work.keys()):
-            waiting = sum(len(item) for item, _ in self._waiting)
+            waiting = sum(self._length(item) for item, _ in self._waiting)
             here = max(waiting, self._expected) + sum(self._at_work.values())
             share = min(self._size, math.ceil(here / self._workers()))
             if patient and waiting < min(share, self._expected):
                 self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._seal, False)
                 return
             batch, length = [], 0
-            while self._waiting and (not batch or length + len(self._waiting[0][0]) <= share):
+            while self._waiting and (
+                not batch or length + self._length(self._waiting[0][0]) <= share
+            ):
                 item, future = self._waiting.popleft()
                 if not future.done():  # else nobody waits for it any more
                     batch.append((item, future))
-                    length += len(item)
+                    length += self._length(item)
             if batch:
                 task = asyncio.ensure_future(self._answer(batch, length, min(free)))
                 self._at_work[min(free)] = length
@@ -98,7 +110,7 @@ class Batcher:
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        self._expected = sum(len(item) for item, _ in self._waiting) + length
+        self._expected = sum(self._length(item) for item, _ in self._waiting) + length
         self._seal()
 
 
@@ -106,8 +118,8 @@ class GatheredModel(PictureModel):
     """Stands in KServe's registry for a model and has it answer requests in batches.
 
     Requests are read and answers written here, in KServe's process. The network's part is the
-    model's `answer_all`: awaited, with the place of a worker, where it is a coroutine; else called
-    in a thread of its own.
+    model's `answer_all`: awaited, with what is known of the batch, where it is a coroutine; else
+    called in a thread of its own.
     """
 
     def __init__(self, model: Any, timeout_s: float | None = None, **batching: Any) -> None:
@@ -122,22 +134,29 @@ class GatheredModel(PictureModel):
     ) -> Answer:
         """Wait for a place in a batch and its answer, at most `timeout_s`."""
         if self._batcher is None:
-            self._batcher = Batcher(self._answer_all, **self._batching)
+            self._batcher = Batcher(self._answer_all, **self._batching, length=_pictures)
+            WAITING.set_function(lambda: self._batcher.waiting)
+        payload = payload._replace(id=(headers or {}).get("x-request-id", ""))
         try:
-            answer = await asyncio.wait_for(self._batcher(payload.images), self.timeout_s)
-        except asyncio.QueueFull:
-            raise ModelNotReady(self.name, "It is busy and the queue is full.") from None
+            answer = await asyncio.wait_for(self._batcher(payload), self.timeout_s)
         except TimeoutError:
             limit = f"{self.timeout_s:g} seconds" if self.timeout_s else "its time"
             raise TimeoutError(f"{self.name} gave no answer within {limit}.") from None
         return answer._replace(request=payload)
 
-    async def _answer_all(self, batch: list[Images], place: int) -> list[Answer | InvalidInput]:
+    async def _answer_all(self, batch: list[Request], place: int) -> list[Answer | InvalidInput]:
+        images = [request.images for request in batch]
+        BATCH.observe(sum(map(len, images)))
         if inspect.iscoroutinefunction(self.model.answer_all):
-            return await self.model.answer_all(batch, place)
+            ids = [request.id for request in batch]
+            return await self.model.answer_all(images, place, ids, self._batcher.here)
         if self._in_thread is None:
-            self._in_thread = in_thread(self.model)
-        return await self._in_thread(batch)
+            self._in_thread = InThread(self.model)
+        return await self._in_thread(images)
+
+    def idle_s(self) -> float:
+        """As InThread's, when the work is done in this process."""
+        return self._in_thread.idle_s() if self._in_thread else 0.0
 
     async def healthy(self) -> bool:
         """Whether the model itself is."""
@@ -148,15 +167,37 @@ class GatheredModel(PictureModel):
         self.model.stop()
 
 
-def in_thread(model: Any) -> Callable[[list[Images]], Awaitable[list[Answer | InvalidInput]]]:
-    """The model's `answer_all` as a coroutine, one batch at a time in a thread of its own."""
-    thread = ThreadPoolExecutor(1, initializer=model.use_threads)
+def _pictures(request: Request) -> int:
+    return len(request.images)
 
-    async def answer_all(batch: list[Images]) -> list[Answer | InvalidInput]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(thread, model.answer_all, batch)
 
-    return answer_all
+class InThread:
+    """Has a model answer batches in a thread of its own, one at a time; the caller's loop is free.
+
+    The thread can be asked whether it is stuck.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """model: with `answer_all(batch)`, `use_threads()`, and `progressed`, when it last got on
+        with its work, on the monotonic clock."""
+        self._model, self._began = model, None
+        self._thread = ThreadPoolExecutor(1, initializer=model.use_threads)
+
+    async def __call__(self, batch: list[Images]) -> list[Answer | InvalidInput]:
+        """For each request of the batch its answer or its error."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, batch)
+
+    def _work(self, batch: list[Images]) -> list[Answer | InvalidInput]:
+        self._began = time.monotonic()
+        try:
+            return self._model.answer_all(batch)
+        finally:
+            self._began = None
+
+    def idle_s(self) -> float:
+        """Seconds that the batch in work has made no progress; 0 when there is none."""
+        began = self._began
+        return time.monotonic() - max(began, self._model.progressed) if began else 0.0
 
 
 def gathered(model: Any, args: argparse.Namespace) -> Any:
@@ -169,6 +210,5 @@ def gathered(model: Any, args: argparse.Namespace) -> Any:
         model,
         **options.batches(args),
         workers=lambda: max(1, model.replicas),
-        most_waiting=args.max_queued_requests,
         timeout_s=args.request_timeout_s,
     )

@@ -23,7 +23,7 @@ from ray._private.services import get_node_ip_address
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import RequestRouterConfig
 
-from model import CannotStart
+from model import SHARED, CannotStart
 from model.options import age, cores
 
 LOOPBACK = "127.0.0.1"
@@ -31,6 +31,13 @@ STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, 
 # The memory that a batch needed is kept for the next one: else the C library gives it back to the
 # system and asks for it anew, page by page, for each batch (GNU's; others ignore this).
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+# Where replicas report their queues: every second, not every ten, so that their number follows the
+# load; who fails the health check is ended at once, not asked to finish what it will not finish.
+PROMPT = {
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
 NOT_COUNTED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and answers pass through; nothing is kept
 
@@ -83,7 +90,8 @@ class Cluster:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             # Ray's sockets lie in this folder, and their paths must stay short.
             self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-            environment = {"TMPDIR": self._folder} | STAY_ON_LOOPBACK | KEEP_MEMORY
+            environment = {"TMPDIR": self._folder, SHARED: self._folder}
+            environment |= STAY_ON_LOOPBACK | KEEP_MEMORY | PROMPT
             lean = contextlib.nullcontext()
             if dashboard is None:
                 environment, lean = environment | NOT_COUNTED, _only_what_is_needed()
@@ -122,7 +130,7 @@ class Cluster:
         if gpus is None and args.device == "cpu":
             gpus = 0
         elif gpus is None:
-            share = ray.cluster_resources().get("GPU", 0) / args.num_replicas
+            share = ray.cluster_resources().get("GPU", 0) / args.max_replicas
             gpus = 1 if share >= 1 else int(share * 100) / 100
             if args.device == "cuda" and gpus == 0:
                 raise CannotStart("the Ray cluster has no GPU: start with --device cpu, or auto")
@@ -132,27 +140,41 @@ class Cluster:
             "max_queued_requests": args.max_queued_requests,
             "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": gpus},
             "health_check_period_s": 0.5,  # so readiness is true to within a second
+            # Where the network runs beside the event loop, a replica that is well answers at once.
+            "health_check_timeout_s": args.attempt_timeout_s if args.batching == "off" else 5,
             "graceful_shutdown_wait_loop_s": 0.2,
+            "graceful_shutdown_timeout_s": args.attempt_timeout_s,
             "max_constructor_retry_count": 1,  # what fails to load fails again
+            "user_config": {"loaded": 0},
+            "logging_config": {"enable_access_log": args.request_log == "on"},
         }
+        if args.num_replicas == "auto":
+            options["num_replicas"] = None
+            options["autoscaling_config"] = {
+                "min_replicas": args.min_replicas,
+                "max_replicas": args.max_replicas,
+                "target_ongoing_requests": args.target_requests,
+                "upscale_delay_s": args.upscale_delay_s,
+                "downscale_delay_s": args.downscale_delay_s,
+                "metrics_interval_s": 0.5,
+                "look_back_period_s": 2,
+            }
+            if args.batching == "server":
+                policy = {"policy_function": "model.replica:by_requests_here"}
+                options["autoscaling_config"]["policy"] = policy
         if args.batching == "server":
             options["request_router_config"] = RequestRouterConfig(
-                request_router_class="model.replicated:ByPlace"
+                request_router_class="model.replica:ByPlace"
             )
         return options
 
     def application_options(self, args: argparse.Namespace) -> dict:
-        """The name of the application, its path at Serve's proxy, and that it may be scaled."""
+        """The name of the application, its path at Serve's proxy, and who may scale it."""
         return {
             "name": args.model_name,
             "route_prefix": f"/{args.model_name}",
-            "external_scaler_enabled": True,
+            "external_scaler_enabled": args.num_replicas != "auto",
         }
-
-    @property
-    def folder(self) -> str | None:
-        """The folder of a cluster of our own, which goes with it; all its nodes are here."""
-        return self._folder
 
     @property
     def address(self) -> str:

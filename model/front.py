@@ -9,7 +9,6 @@ import asyncio
 import logging
 import struct
 import sys
-import time
 import warnings
 from concurrent import futures
 
@@ -33,8 +32,7 @@ from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from pydantic import ValidationError
 
 from model import options
-
-RETRY_AFTER_S = 1  # what a client that got 503 is told to wait
+from model.gate import GrpcGate, HttpGate, gate
 
 
 class StrictModelServer(ModelServer):
@@ -49,6 +47,7 @@ class StrictModelServer(ModelServer):
         if self.enable_grpc:
             self.ready_line += f", gRPC {at}:{self.grpc_port}"
         self.host = args.host
+        gate.limit = options.most_inside(args)
         if args.request_log == "off":
             trace_logger.setLevel(logging.WARNING)
             access = logging.getLogger("uvicorn.access")
@@ -122,6 +121,11 @@ class StrictDataPlane(DataPlane):
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidInput(f"the request cannot be read: {what}") from None
 
+    async def ready(self) -> bool:
+        """Whether every model is (KServe: always true)."""
+        models = self.model_registry.get_models().values()
+        return bool(models) and all([await model.healthy() for model in models])
+
     async def get_model(self, name: str) -> BaseKServeModel:
         """The model, or ModelNotReady (KServe: calls its `load` inside the request)."""
         model = self.get_model_from_registry(name)
@@ -144,7 +148,7 @@ class StrictGRPCServer(GRPCServer):
         """Listen until stopped; `max_workers` threads serve what is not a coroutine."""
         self._server = grpc.aio.server(
             futures.ThreadPoolExecutor(max_workers),
-            interceptors=(StatusInterceptor(),),
+            interceptors=(GrpcGate(), StatusInterceptor()),
             options=[
                 ("grpc.max_send_message_length", kserve_args.grpc_max_send_message_length),
                 ("grpc.max_receive_message_length", kserve_args.grpc_max_receive_message_length),
@@ -195,27 +199,8 @@ class OneLine(logging.Filter):
         return True
 
 
-class Headers:
-    """ASGI middleware: tells when a request came in, and on a 503 when to come again."""
-
-    def __init__(self, app) -> None:
-        self.app = app
-
-    async def __call__(self, scope, receive, send) -> None:
-        received = f"{time.time():.6f}".encode()
-
-        async def send_with_headers(message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-received", received)]
-                if message["status"] == 503:
-                    message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
 warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
 logger.addFilter(OneLine())
 app.add_exception_handler(TimeoutError, _gateway_timeout)
 app.add_exception_handler(RequestValidationError, _bad_request)
-app.add_middleware(Headers)
+app.add_middleware(HttpGate)

@@ -38,6 +38,13 @@ def _number(kind: type, least: float, most: float = math.inf):
     return number
 
 
+def _replicas(text: str) -> int | str:
+    return text if text == "auto" else _number(int, 1)(text)
+
+
+_replicas.__name__ = "int"  # argparse says it: invalid int value
+
+
 def _parser(module: str, description: str) -> _Parser:
     parser = _Parser(
         prog=f"python -m {module}",
@@ -99,9 +106,27 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
     ray = parser.add_argument_group("of Ray Serve")
     ray.add_argument(
         "--num_replicas",
-        type=_number(int, 1),
-        help="copies of the model (default: cores, at most 8)",
+        type=_replicas,
+        metavar="N|auto",
+        help="copies of the model (default: cores, at most 8); auto: as the load asks for",
     )
+    ray.add_argument("--min_replicas", type=_number(int, 1), default=1, help="of auto")
+    ray.add_argument(
+        "--max_replicas", type=_number(int, 1), help="of auto (default: cores, at most 8)"
+    )
+    ray.add_argument(
+        "--target_requests",
+        type=_number(float, 0.1),
+        default=8.0,
+        help="of auto: pictures that wait or are in work, for each replica there should be",
+    )
+    for way, seconds in (("up", 3.0), ("down", 30.0)):
+        ray.add_argument(
+            f"--{way}scale_delay_s",
+            type=_number(float, 0),
+            default=seconds,
+            help="of auto: the load asks for it all this time before it is done",
+        )
     ray.add_argument("--threads", type=_number(int, 1), help="torch's threads a replica")
     ray.add_argument("--cpus_per_replica", type=_number(float, 0.01), help="cores it reserves")
     ray.add_argument(
@@ -124,7 +149,13 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
         "--max_queued_requests",
         type=_number(int, 1),
         default=256,
-        help="that wait for a replica; more get 503",
+        help="that wait for a replica; more get 503 at once",
+    )
+    ray.add_argument(
+        "--attempt_timeout_s",
+        type=_number(float, 0.01),
+        help="a replica that takes longer loses the request to another "
+        "(default: a third of --request_timeout_s)",
     )
     ray.add_argument(
         "--request_timeout_s",
@@ -154,16 +185,26 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--dashboard and --proxy belong to a cluster of its own, not to --address")
     available = cores()
     options.num_replicas = options.num_replicas or min(available, 8)
+    if options.num_replicas != "auto":
+        options.max_replicas = options.num_replicas
+    options.max_replicas = options.max_replicas or max(options.min_replicas, min(available, 8))
+    if options.num_replicas == "auto" and options.max_replicas < options.min_replicas:
+        parser.error(
+            f"--max_replicas {options.max_replicas} is less than "
+            f"--min_replicas {options.min_replicas}"
+        )
+    if options.attempt_timeout_s is None:
+        options.attempt_timeout_s = options.request_timeout_s / 3
     if options.cpus_per_replica is None:
-        share = available / options.num_replicas
+        share = available / options.max_replicas
         whole = math.floor(share) if share >= 1 else math.floor(share * 100) / 100
         options.cpus_per_replica = max(float(whole), 0.01)
     if options.threads is None:
         options.threads = max(1, int(options.cpus_per_replica))
-    wanted = options.num_replicas * options.cpus_per_replica
+    wanted = options.max_replicas * options.cpus_per_replica
     if not options.address and wanted > available:
         parser.error(
-            f"{options.num_replicas} replicas of {options.cpus_per_replica:g} CPUs need "
+            f"{options.max_replicas} replicas of {options.cpus_per_replica:g} CPUs need "
             f"{wanted:g}, there are {available}: lower --num_replicas or --cpus_per_replica"
         )
     return _checked(parser, options)
@@ -200,13 +241,10 @@ def of_model(options: argparse.Namespace) -> dict:
     return {"name": options.model_name} | {name: getattr(options, name) for name in names}
 
 
-def of_replica(options: argparse.Namespace, folder: str | None) -> dict:
-    """What a Replica is made with, beside the model's class.
-
-    folder: one that all replicas see, where they share the weights.
-    """
+def of_replica(options: argparse.Namespace) -> dict:
+    """What a Replica is made with, beside the model's class."""
     gather = batches(options) if options.batching == "replica" else None
-    return of_model(options) | {"gather": gather, "folder": folder}
+    return of_model(options) | {"gather": gather, "stuck_s": 0.8 * options.attempt_timeout_s}
 
 
 def batches(options: argparse.Namespace) -> dict:
@@ -214,11 +252,29 @@ def batches(options: argparse.Namespace) -> dict:
     return {"size": options.max_batch_size, "wait_s": options.batch_wait_ms / 1000}
 
 
+def limits(options: argparse.Namespace) -> dict:
+    """How long a ReplicatedModel waits, in all and for one replica."""
+    return {"timeout_s": options.request_timeout_s, "attempt_s": options.attempt_timeout_s}
+
+
+def most_inside(options: argparse.Namespace) -> float:
+    """How many requests for predictions a server lets in: those in work, and the queue.
+
+    The plain server has no such limit.
+    """
+    if not hasattr(options, "max_queued_requests"):
+        return math.inf
+    gathered = options.batching == "server"
+    in_work = options.max_batch_size if gathered else options.max_ongoing_requests
+    return options.max_queued_requests + options.max_replicas * in_work
+
+
 def described(options: argparse.Namespace) -> str:
     """What a server serves, for its ready line."""
     text = f"{options.model_name} (AlexNet, {options.weights} weights, {options.device}), "
     if hasattr(options, "num_replicas"):
-        text += f"{options.num_replicas} replicas of "
+        few = "" if options.num_replicas == options.max_replicas else f"{options.min_replicas} to "
+        text += f"{few}{options.max_replicas} replicas of "
     text += f"{options.threads} torch {'threads' if options.threads > 1 else 'thread'}"
     return text + f", {options.precision} {options.layout}, batching {options.batching}"
 

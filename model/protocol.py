@@ -26,6 +26,7 @@ class Request(NamedTuple):
     images: Images
     infer: InferRequest | None = None  # None: a V1 request
     read: float = 0.0  # when that was done, seconds since 1970
+    id: str = ""  # the client's, for the logs
 
 
 class Answer(NamedTuple):

@@ -6,7 +6,8 @@ from model import options
 from model.batcher import gathered
 from model.cluster import Cluster
 from model.front import StrictModelServer
-from model.replicated import Replica, ReplicatedModel
+from model.replica import Replica
+from model.replicated import ReplicatedModel
 
 
 def main() -> None:
@@ -15,9 +16,9 @@ def main() -> None:
     print(options.listed(args), flush=True)
     with Cluster.of(args) as cluster:
         replica = serve.deployment(Replica).options(**cluster.deployment_options(args))
-        app = replica.bind("model.alexnet:AlexNetModel", **options.of_replica(args, cluster.folder))
+        app = replica.bind("model.alexnet:AlexNetModel", **options.of_replica(args))
         handle = serve.run(app, **cluster.application_options(args))
-        model = ReplicatedModel(args.model_name, handle, args.request_timeout_s)
+        model = ReplicatedModel(args.model_name, handle, **options.limits(args))
         model.load()
         StrictModelServer(args).start([gathered(model, args)])
 

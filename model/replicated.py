@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import importlib
 import threading
 import time
 from typing import Any
@@ -15,79 +14,18 @@ from kserve.model import InferenceVerb
 from kserve.protocol.infer_type import to_http_parameters
 from kserve.ray import RayModel
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.request_router import RequestRouter
 
-from model.batcher import GatheredModel, in_thread
+from model.metrics import REPLICAS, RETRIES
 from model.protocol import Answer, Images
 
-WATCH_PERIOD_S = 0.5  # between two looks at the replicas
+WATCH_PERIOD_S = 0.3  # between two looks at the replicas
 STALE_S = 5.0  # a look older than this no longer counts
+PAUSE_S = 0.1  # before a request is sent again
+ATTEMPTS = 3  # at most so many replicas get a request, one after the other
 LOAD_WITHIN_S = 60.0
-
-
-class Replica:
-    """A copy of a KServe model in a process of its own: what Ray Serve runs N times.
-
-    It imports the model's class itself, so the server in front needs neither it nor torch.
-    """
-
-    def __init__(self, model_class: str, *, gather: dict | None = None, **made_with: Any) -> None:
-        """model_class: `module:Class` of a kserve.Model. made_with: the class's own arguments.
-
-        gather: GatheredModel's options, when requests are to be gathered here, in the replica.
-        """
-        module, name = model_class.split(":")
-        self._model = getattr(importlib.import_module(module), name)(**made_with)
-        self._model.load()
-        self._in_thread = None
-        if gather is not None:
-            self._model = GatheredModel(self._model, **gather)
-
-    async def __call__(
-        self, body: dict | InferRequest, headers: dict[str, str], verb: InferenceVerb
-    ) -> tuple[Any, dict[str, str]]:
-        """Answer one request as KServe would in its own process: (response, headers)."""
-        return await self._model(body, headers, verb)
-
-    async def answer_all(self, batch: list[Images], place: int) -> list[Answer | InvalidInput]:
-        """Answer a batch that was gathered in front, in a thread; the event loop stays free.
-
-        place: for the router, ByPlace.
-        """
-        if self._in_thread is None:
-            self._in_thread = in_thread(self._model)
-        return await self._in_thread(batch)
-
-    async def healthy(self) -> bool:
-        """Whether the model is loaded."""
-        return await self._model.healthy()
-
-    def get_input_types(self) -> list[dict]:
-        """The model's inputs."""
-        return self._model.get_input_types()
-
-    def get_output_types(self) -> list[dict]:
-        """The model's outputs."""
-        return self._model.get_output_types()
-
-
-class ByPlace(RequestRouter):
-    """Sends a batch to the replica in the place it is meant for; other calls to the least loaded.
-
-    The batcher knows which replica is free. Ray's own router would have to guess: it counts a
-    call as under way until some time after its result is there.
-    """
-
-    async def choose_replicas(self, candidate_replicas, pending_request=None):
-        """Groups of replicas in order; of a group Ray takes the one with the shortest queue."""
-        place = pending_request.kwargs.get("place") if pending_request else None
-        if place is None or not candidate_replicas:
-            return [candidate_replicas]
-        in_order = sorted(candidate_replicas, key=lambda replica: replica.replica_id.unique_id)
-        return [[in_order[place % len(in_order)]]]
 
 
 class ReplicatedModel(RayModel):
@@ -100,21 +38,36 @@ class ReplicatedModel(RayModel):
     - `healthy` tells whether replicas run, from a watch in the background;
     - requests that came by gRPC reach the replicas too;
     - an error raised in a replica arrives as itself, without the remote traceback;
-    - overload and lost replicas raise ModelNotReady (HTTP 503, gRPC UNAVAILABLE);
+    - what a lost or stuck replica leaves undone is sent to another one;
+    - overload, and replicas lost again and again, raise ModelNotReady (HTTP 503, gRPC UNAVAILABLE);
     - a request waits at most `timeout_s` and then raises TimeoutError (HTTP 504).
+
+    Sending it again is safe because a prediction changes nothing. A request that itself kills the
+    replicas that get it is given up after three. While no replica runs, requests that are in
+    already wait for one; new ones are told to come again.
 
     The deployment loads its model in its constructor, as `Replica` does: Ray runs that once for
     every replica, the first ones and those it starts later.
     """
 
-    def __init__(self, name: str, handle: DeploymentHandle, timeout_s: float = 60.0) -> None:
-        """name: the model's name in KServe. handle: what `serve.run` returned."""
+    def __init__(
+        self,
+        name: str,
+        handle: DeploymentHandle,
+        timeout_s: float = 60.0,
+        attempt_s: float | None = None,
+    ) -> None:
+        """name: the model's name in KServe. handle: what `serve.run` returned.
+
+        timeout_s: of a request. attempt_s: how much of that one replica gets; default: a third.
+        """
         super().__init__(name, handle)
-        self.timeout_s = timeout_s
+        self.timeout_s, self.attempt_s = timeout_s, attempt_s or timeout_s / ATTEMPTS
         self._running = 0  # replicas, when last looked
         self._looked = float("-inf")  # when that was, on the monotonic clock
         self._watch: threading.Thread | None = None
-        self._stopped = threading.Event()
+        self._look_now, self._stopped = threading.Event(), False
+        REPLICAS.set_function(lambda: self._running)
 
     def load(self) -> bool:
         """Wait until a replica answers that it is ready; then keep watching how many run.
@@ -132,7 +85,7 @@ class ReplicatedModel(RayModel):
             if not ready:
                 raise ModelNotReady(self.name, "None of its replicas has loaded it.")
             self._look()
-            self._stopped.clear()
+            self._stopped = False
             self._watch = threading.Thread(target=self._keep_looking, daemon=True)
             self._watch.start()
         self.ready = True
@@ -143,9 +96,21 @@ class ReplicatedModel(RayModel):
         """How many run, as the watch saw it last."""
         return self._running
 
-    async def answer_all(self, batch: list[Images], place: int) -> list[Answer | InvalidInput]:
-        """Have the replica in a place, of as many as run, answer a batch of requests."""
-        return await self._answer(self._handle.answer_all, batch, place=place)
+    async def answer_all(
+        self, batch: list[Images], place: int, ids: list[str], here: int
+    ) -> list[Answer | InvalidInput]:
+        """Have the replica in a place, of as many as run, answer a batch of requests.
+
+        ids, here: as for Replica.answer_all.
+        """
+        return await self._answer(
+            self._handle.answer_all,
+            batch,
+            ids=ids,
+            here=here,
+            request_id=", ".join(ids),
+            place=place,
+        )
 
     async def healthy(self) -> bool:
         """Whether at least one replica runs: a state the watch keeps, not a call to Ray."""
@@ -154,8 +119,8 @@ class ReplicatedModel(RayModel):
 
     def stop(self) -> None:
         """End the watch; KServe calls this as it shuts down."""
-        self._stopped.set()
-        self._watch = None
+        self._stopped, self._watch = True, None
+        self._look_now.set()
         super().stop()
 
     async def __call__(
@@ -165,28 +130,48 @@ class ReplicatedModel(RayModel):
         verb: InferenceVerb = InferenceVerb.PREDICT,
     ) -> Any:
         """Send one request to a replica; returns its pair (response, response headers)."""
-        return await self._answer(self._handle, _picklable(body), headers=headers, verb=verb)
+        ids = [(headers or {}).get("x-request-id", "")]
+        return await self._answer(self._handle, ids, _picklable(body), headers=headers, verb=verb)
 
     async def get_input_types(self) -> list[dict]:
         """The inputs as a replica states them."""
-        return await self._answer(self._handle.get_input_types)
+        return await self._answer(self._handle.get_input_types, [""])
 
     async def get_output_types(self) -> list[dict]:
         """The outputs as a replica states them."""
-        return await self._answer(self._handle.get_output_types)
+        return await self._answer(self._handle.get_output_types, [""])
 
-    async def _answer(self, method: DeploymentHandle, *args: Any, **kwargs: Any) -> Any:
-        """Call a replica's method; what nobody waits for any more is cancelled there too."""
-        response = method.remote(*args, **kwargs)
-        try:
-            return await asyncio.wait_for(response, self.timeout_s)
-        except asyncio.CancelledError:  # the client has gone
-            response.cancel()
-            raise
-        except Exception as error:
-            if isinstance(error, TimeoutError):
+    async def _answer(
+        self, method: DeploymentHandle, requests: list[str], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a replica's method, and another's where one is lost or takes too long.
+
+        requests: the ids of those that the call is for. What nobody waits for any more is cancelled there too.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        for attempt in range(1, ATTEMPTS + 1):
+            left = deadline - time.monotonic()
+            response = method.remote(*args, **kwargs)
+            try:
+                return await asyncio.wait_for(response, min(left, self.attempt_s))
+            except asyncio.CancelledError:  # the client has gone
                 response.cancel()
-            raise self._translated(error) from None
+                raise
+            except Exception as error:
+                if isinstance(error, TimeoutError):
+                    response.cancel()
+                # The model's own errors are RayTaskErrors, whatever else they are.
+                lost = isinstance(error, RayActorError | TimeoutError)
+                if not lost or isinstance(error, RayTaskError):
+                    raise self._translated(error) from None
+                if attempt == ATTEMPTS or time.monotonic() > deadline:
+                    raise self._translated(error) from None
+                RETRIES.labels(type(error).__name__).inc(len(requests))
+                logger.warning("sent again (%s): %s", type(error).__name__, ", ".join(requests))
+            self._look_now.set()
+            await asyncio.sleep(PAUSE_S)
+            if "place" in kwargs:
+                kwargs["place"] += 1  # not to the one that is stuck
 
     def _translated(self, error: Exception) -> Exception:
         """What KServe can answer with, in place of what Ray raised."""
@@ -202,14 +187,16 @@ class ReplicatedModel(RayModel):
 
     def _keep_looking(self) -> None:
         seen = True
-        while not self._stopped.wait(WATCH_PERIOD_S):
+        while not self._stopped:
+            if self._look_now.wait(WATCH_PERIOD_S):
+                self._look_now.clear()
             try:
                 self._look()
                 seen = True
             except Exception as error:  # whatever it is, the watch goes on
-                if seen:
+                if seen and not self._stopped:
                     logger.warning("cannot see the replicas of %s: %s", self.name, error)
-                self._running, seen = 0, False
+                seen = False
 
     def _look(self) -> None:
         """Ask Serve's controller how many replicas run."""

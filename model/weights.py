@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import AlexNet, AlexNet_Weights, alexnet
 
-from model import CannotStart, shapes
+from model import SHARED, CannotStart, shapes
 
 FILE = Path(__file__).with_name("shapes.safetensors")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; used for both weights
@@ -51,15 +51,19 @@ def build(name: str) -> tuple[AlexNet, list[str]]:
     return network.eval().requires_grad_(False), labels
 
 
-def share(network: AlexNet, folder: Path) -> None:
-    """Have the network use one copy of its weights with all processes that share `folder`.
+def share(network: AlexNet, name: str) -> None:
+    """Have the network use one copy of its weights with all processes that have it as `name`.
 
-    The first to come writes them to a file there, as they are; all map that file into memory,
-    which the system then holds once. Those who share a folder must be made alike.
+    The first to come writes them to a file in the folder that the environment names, as they are;
+    all map that file into memory, which the system then holds once. Where no folder is named,
+    nothing is done.
     """
-    file = folder / "weights.pt"
+    if SHARED not in os.environ:
+        return
+    version = FILE.stat().st_mtime_ns  # so that weights trained anew are another file
+    file = Path(os.environ[SHARED]) / f"{name}-{version}.pt"
     if not file.exists():
-        mine = folder / f"weights-{os.getpid()}.pt"
+        mine = file.with_suffix(f".{os.getpid()}")
         torch.save(network.state_dict(), mine)
         with contextlib.suppress(FileExistsError):
             os.link(mine, file)  # whole, or not at all; another may have been faster
