@@ -141,7 +141,7 @@ class Cluster:
             "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": gpus},
             "health_check_period_s": 0.5,  # so readiness is true to within a second
             # Where the network runs beside the event loop, a replica that is well answers at once.
-            "health_check_timeout_s": args.attempt_timeout_s if args.batching == "off" else 5,
+            "health_check_timeout_s": args.attempt_timeout_s if args.batching == "off" else 3,
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": args.attempt_timeout_s,
             "max_constructor_retry_count": 1,  # what fails to load fails again
@@ -187,7 +187,8 @@ class Cluster:
         joined, self._joined = self._joined, False
         try:
             if joined:
-                serve.delete(self._application)
+                if self._application:
+                    serve.delete(self._application)
                 if not self._serve_was_there and not serve.status().applications:
                     serve.shutdown()
         finally:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import grpc
 
-from model.metrics import INSIDE, REQUESTS
+from model.metrics import INSIDE, LIMIT, REQUESTS
 
 RETRY_AFTER_S = 1  # what a client that got 503 is told to wait
 FULL = "The server is busy and its queue is full: try again later."
@@ -26,6 +26,7 @@ class Gate:
     def __init__(self) -> None:
         self.inside, self.limit = 0, math.inf
         INSIDE.set_function(lambda: self.inside)
+        LIMIT.set_function(lambda: self.limit)
 
     def is_full(self) -> bool:
         """Whether the next request is refused; it is counted then."""

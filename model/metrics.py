@@ -14,6 +14,7 @@ RETRIES = Counter(
     "inference_retries", "Requests that were sent to another replica, by the reason", ["reason"]
 )
 INSIDE = Gauge("inference_requests_inside", "Requests that are being read, wait or are in work")
+LIMIT = Gauge("inference_requests_limit", "How many may be inside; more are refused")
 WAITING = Gauge("inference_requests_waiting", "Those of them that wait for a worker")
 REPLICAS = Gauge("inference_replicas", "Replicas that run")
 BATCH = Histogram(

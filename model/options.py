@@ -94,15 +94,20 @@ def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
         help="server: requests that wait are answered as a batch, in a thread of its own",
     )
     parser.set_defaults(layout="contiguous", request_log="on")
-    return _checked(parser, parser.parse_args(argv))
+    options = parser.parse_args(argv)
+    _check_weights(parser, options)
+    _hold_ports(parser, options)
+    return options
 
 
-def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
+def ray_options(argv: list[str] | None = None, redeploys: bool = False) -> argparse.Namespace:
     """The options of `python -m model.ray_server`, checked; exits with a sentence if wrong.
 
     Without options there is a replica for every core, up to 8, and the cores are shared out.
+    redeploys: those of `python -m model.redeploy`.
     """
-    parser = _parser("model.ray_server", "AlexNet behind KServe, in Ray Serve replicas.")
+    module = "model.redeploy" if redeploys else "model.ray_server"
+    parser = _parser(module, "AlexNet behind KServe, in Ray Serve replicas.")
     ray = parser.add_argument_group("of Ray Serve")
     ray.add_argument(
         "--num_replicas",
@@ -178,7 +183,11 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="PORT",
             help=f"start {what} on loopback; without PORT, on a free one",
         )
+    if redeploys:
+        ray.add_argument("--reload", action="store_true", help="replicas load their weights again")
     options = parser.parse_args(argv)
+    if redeploys and not options.address:
+        parser.error("--address is missing: a server's log says where its Ray is")
     if options.workers > 1:
         parser.error("--workers is 1 here: replicas are the workers, see --num_replicas")
     if options.address and (options.dashboard is not None or options.proxy is not None):
@@ -207,14 +216,21 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
             f"{options.max_replicas} replicas of {options.cpus_per_replica:g} CPUs need "
             f"{wanted:g}, there are {available}: lower --num_replicas or --cpus_per_replica"
         )
-    return _checked(parser, options)
+    _check_weights(parser, options)
+    if not redeploys:
+        _hold_ports(parser, options)
+    return options
 
 
-def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace:
-    """Add the weights' name; refuse unknown weights and ports that are taken."""
+def _check_weights(parser: _Parser, options: argparse.Namespace) -> None:
+    """Add the weights' name; refuse unknown ones."""
     options.weights = os.environ.get("MODEL_WEIGHTS") or WEIGHTS[0]
     if options.weights not in WEIGHTS:
         parser.error(f"MODEL_WEIGHTS={options.weights} is not known: set {' or '.join(WEIGHTS)}")
+
+
+def _hold_ports(parser: _Parser, options: argparse.Namespace) -> None:
+    """Refuse ports that are taken."""
     ports = {"--http_port": options.http_port}
     if options.enable_grpc:
         ports["--grpc_port"] = options.grpc_port
@@ -232,7 +248,6 @@ def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace
                 options._held.pop().close()
         except (OSError, OverflowError) as error:
             parser.error(f"cannot listen on {options.host} port {port} ({error}): choose {name}")
-    return options
 
 
 def of_model(options: argparse.Namespace) -> dict:

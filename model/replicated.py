@@ -103,14 +103,8 @@ class ReplicatedModel(RayModel):
 
         ids, here: as for Replica.answer_all.
         """
-        return await self._answer(
-            self._handle.answer_all,
-            batch,
-            ids=ids,
-            here=here,
-            request_id=", ".join(ids),
-            place=place,
-        )
+        call = self._handle.answer_all
+        return await self._answer(call, ids, batch, place=place, ids=ids, here=here)
 
     async def healthy(self) -> bool:
         """Whether at least one replica runs: a state the watch keeps, not a call to Ray."""
@@ -146,7 +140,8 @@ class ReplicatedModel(RayModel):
     ) -> Any:
         """Call a replica's method, and another's where one is lost or takes too long.
 
-        requests: the ids of those that the call is for. What nobody waits for any more is cancelled there too.
+        requests: the ids of those that the call is for. What nobody waits for any more is
+        cancelled in the replica too.
         """
         deadline = time.monotonic() + self.timeout_s
         for attempt in range(1, ATTEMPTS + 1):

@@ -41,27 +41,35 @@ PAUSE_S = 0.05  # of a closed-loop client that finds no server: else it would as
 
 @dataclass
 class Workload:
-    """Requests of one picture each, encoded once, and what a right answer to each is.
+    """Requests, encoded once, and what a right answer to each is.
 
     pictures: encoded. labels: the right one for each. reference: V1 predictions for each picture,
-    which its answers are compared with; None: only the labels are.
+    which its answers are compared with; None: only the labels are. each: pictures in a request;
+    there are as many requests as pictures, the i-th holds the i-th picture and those that follow.
     """
 
     pictures: list[bytes]
     labels: list[str]
     reference: list[list[dict]] | None = None
+    each: int = 1
     bodies: list[bytes] = field(init=False, repr=False)  # V1, JSON
 
     def __post_init__(self) -> None:
         from model.bench.client import v1_body  # not above: see ServerProcess
 
-        self.bodies = [json.dumps(v1_body([picture])).encode() for picture in self.pictures]
+        requests = [[self.pictures[j] for j in self._of(i)] for i in range(len(self.pictures))]
+        self.bodies = [json.dumps(v1_body(pictures)).encode() for pictures in requests]
+
+    def _of(self, request: int) -> list[int]:
+        """The numbers of a request's pictures."""
+        return [i % len(self.pictures) for i in range(request, request + self.each)]
 
     @classmethod
-    def drawn(cls, count: int = 64) -> "Workload":
+    def drawn(cls, count: int = 64, each: int = 1) -> "Workload":
         """`count` different pictures of about 100 kB, the labels in turn."""
         labels = [shapes.LABELS[i % len(shapes.LABELS)] for i in range(count)]
-        return cls([shapes.jpeg(label, seed) for seed, label in enumerate(labels)], labels)
+        pictures = [shapes.jpeg(label, seed) for seed, label in enumerate(labels)]
+        return cls(pictures, labels, each=each)
 
     def referenced(self, server: "ServerProcess") -> "Workload":
         """The same; what `server` answers now, asked one at a time, is the reference."""
@@ -69,20 +77,26 @@ class Workload:
 
         return replace(self, reference=[v1(server, [picture])[0] for picture in self.pictures])
 
-    def judge(self, picture: int, body: bytes) -> tuple[str, float]:
+    def judge(self, request: int, body: bytes) -> tuple[str, float]:
         """RIGHT or what is wrong with an answer, and its distance from the reference.
 
         The distance is the largest difference of a label's probability; a label that the answer
         does not name is taken to have the probability of the least likely that it names.
         """
-        expected = self.reference[picture] if self.reference else []
         try:
-            (prediction,) = json.loads(body)["predictions"]
-            found = {entry["label"]: entry["probability"] for entry in prediction}
-            top, least = prediction[0]["label"], min(found.values())
-            apart = [abs(it["probability"] - found.get(it["label"], least)) for it in expected]
+            predictions = json.loads(body)["predictions"]
+            pairs = zip(self._of(request), predictions, strict=True)
+            outcomes = [self._judge(picture, prediction) for picture, prediction in pairs]
         except (ValueError, LookupError, TypeError):
             return "unreadable answer", 0.0
+        worst = next((outcome for outcome, _ in outcomes if outcome != RIGHT), RIGHT)
+        return worst, max(distance for _, distance in outcomes)
+
+    def _judge(self, picture: int, prediction: list[dict]) -> tuple[str, float]:
+        expected = self.reference[picture] if self.reference else []
+        found = {entry["label"]: entry["probability"] for entry in prediction}
+        top, least = prediction[0]["label"], min(found.values())
+        apart = [abs(it["probability"] - found.get(it["label"], least)) for it in expected]
         if top != self.labels[picture]:
             outcome = WRONG[0]
         else:
@@ -256,11 +270,11 @@ class _Load:
             if left <= 0:
                 self.samples.append(Sample(due, sent, sent, UNSENT, {}))
                 continue
-            picture, headers = next(self.numbers) % len(self.texts), {}
+            number, headers = next(self.numbers) % len(self.texts), {}
             self._step(+1)
             try:
                 async with asyncio.timeout(min(left, self.timeout_s)):
-                    status, headers, body = await self._exchange(self.texts[picture])
+                    status, headers, body = await self._exchange(self.texts[number])
                 outcome = RIGHT if status == 200 else f"HTTP {status}"
             except TimeoutError:
                 outcome = "timed out"
@@ -272,7 +286,7 @@ class _Load:
                 outcome = "not HTTP/1.1"
             done = self._step(-1)
             if outcome == RIGHT:
-                outcome, distance = self.work.judge(picture, body)
+                outcome, distance = self.work.judge(number, body)
                 self.distance = max(self.distance, distance)
             kept = {k: v for k, v in headers.items() if self.keep_headers and k[:2] == "x-"}
             self.samples.append(Sample(due, sent, done, outcome, kept))

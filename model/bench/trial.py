@@ -1,0 +1,231 @@
+"""Loads a server, does something to it meanwhile, and counts what became of every request."""
+
+import contextlib
+import math
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.bench.load import REFUSED, RIGHT, Run, Workload, closed_loop, open_loop
+from model.bench.server import ServerProcess
+
+TURNED_AWAY = "HTTP 503"
+CLIENTS = 16
+WHOLE_WITHIN_S = 60
+
+Deed = tuple[float, str, Callable[[], object]]  # when, seconds after the load began; what
+
+
+@dataclass
+class Trial:
+    """What was done to a server under load, and what its clients saw."""
+
+    what: str
+    run: Run
+    again: int = 0  # requests that were sent to another replica
+    counted: int = 0  # requests that the server's own metrics say were answered
+    deeds: list[tuple[float, str]] = field(default_factory=list)  # when they were done, and what
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> int:
+        """Requests told to come again, or that found the server's door closed at its end."""
+        return self.run.errors.get(TURNED_AWAY, 0) + self.run.errors.get(REFUSED, 0)
+
+    @property
+    def failed(self) -> int:
+        """Requests that were neither answered nor refused."""
+        return sum(self.run.errors.values()) - self.refused - self.run.wrong
+
+    @property
+    def answered(self) -> int:
+        """Right answers."""
+        return sum(sample.outcome == RIGHT for sample in self.run.samples)
+
+    @property
+    def gap_s(self) -> float:
+        """The longest time without a right answer to anybody."""
+        done = sorted(s.done for s in self.run.samples if s.outcome == RIGHT)
+        return max((b - a for a, b in zip(done, done[1:], strict=False)), default=math.inf)
+
+    def latency_s(self, q: float, outcome: str = RIGHT) -> float:
+        """The latency that a share `q` of the requests with that outcome keeps."""
+        times = sorted(s.done - s.due for s in self.run.samples if s.outcome == outcome)
+        return times[min(len(times) - 1, int(q * len(times)))] if times else math.nan
+
+    def row(self) -> dict:
+        """For the table."""
+        return {
+            "what was done": self.what,
+            "sent": self.run.sent,
+            "answered": self.answered,
+            "refused": self.refused,
+            "failed": self.failed,
+            "wrong": self.run.wrong,
+            "sent again": self.again,
+            "longest gap, s": round(self.gap_s, 2),
+            "slowest, s": round(self.latency_s(1), 2),
+        }
+
+
+# -- what a server tells -----------------------------------------------------------------------
+
+
+def metrics(server: ServerProcess) -> dict[str, float]:
+    """Our metrics of a server: name, with its label's value after a blank -> number."""
+    text = requests.get(f"{server.url}/metrics", timeout=10).text
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("inference_")
+        for sample in family.samples
+    }
+
+
+def again(told: dict[str, float]) -> int:
+    """Of metrics: requests that were sent to another replica."""
+    return round(sum(v for k, v in told.items() if k.startswith("inference_retries_total")))
+
+
+HEALTH = {
+    "live": "/v2/health/live",
+    "server ready": "/v2/health/ready",
+    "model ready": "/v2/models/{}/ready",
+}
+
+
+def health(server: ServerProcess) -> dict[str, str]:
+    """What a kubelet would see: the status of each probe, within its second."""
+    found = {}
+    for name, path in HEALTH.items():
+        try:
+            answer = requests.get(server.url + path.format(server.name), timeout=1)
+            found[name] = str(answer.status_code)
+        except requests.Timeout:
+            found[name] = "timeout"
+        except requests.ConnectionError:
+            found[name] = "refused"
+    return found
+
+
+@contextlib.contextmanager
+def watched(server: ServerProcess) -> Iterator[list[tuple[float, dict]]]:
+    """Probes a server's health all the while; yields the growing list of (when, health)."""
+    seen: list[tuple[float, dict]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            seen.append((time.time(), health(server)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def replicas(server: ServerProcess) -> list[psutil.Process]:
+    """The processes of its replicas, on whatever node of this machine."""
+    token = server.process.environ().get("RAY_AUTH_TOKEN")
+    everywhere = server.processes() if token is None else psutil.process_iter()
+    return [p for p in everywhere if _is_replica(p, token)]
+
+
+def _is_replica(process: psutil.Process, token: str | None) -> bool:
+    try:
+        if not process.name().startswith("ray::ServeRep"):
+            return False
+        return token is None or process.environ().get("RAY_AUTH_TOKEN") == token
+    except psutil.Error:
+        return False
+
+
+def whole(server: ServerProcess, count: int) -> float:
+    """Wait until `count` replicas run; the seconds it took. RuntimeError after a minute."""
+    began = time.monotonic()
+    while metrics(server)["inference_replicas"] != count or health(server)["model ready"] != "200":
+        if time.monotonic() - began > WHOLE_WITHIN_S:
+            raise RuntimeError(f"there are no {count} replicas after {WHOLE_WITHIN_S} s")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+# -- loads during which something happens ------------------------------------------------------
+
+
+def under(
+    server: ServerProcess,
+    what: str,
+    work: Workload,
+    seconds: float,
+    deeds: Sequence[Deed] = (),
+    clients: int = CLIENTS,
+    rate: float | None = None,
+    ends: bool = False,
+) -> Trial:
+    """Load a server, closed loop or at a rate, and do each deed at its time.
+
+    ends: the server is gone afterwards, and its metrics with it.
+    """
+    before, done = metrics(server), []
+
+    def do() -> None:
+        began = time.monotonic()
+        for at, name, deed in deeds:
+            if over.wait(max(0.0, began + at - time.monotonic())):
+                return
+            done.append((time.time(), name))
+            try:
+                deed()
+            except Exception as error:
+                failures.append(error)
+                return
+
+    over, failures = threading.Event(), []
+    thread = threading.Thread(target=do)
+    thread.start()
+    try:
+        watch = {process.pid: process.name() for process in server.processes()[:1]}
+        how = {"warmup_s": 0, "timeout_s": 90, "watch": watch}
+        if rate is None:
+            run = closed_loop(server.predict, work, clients, seconds, **how)
+        else:
+            run = open_loop(server.predict, work, rate, seconds, connections=512, **how)
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    after = before if ends else metrics(server)
+    name = "inference_requests_total answered"
+    counted = 0 if ends else after.get(name, 0) - before.get(name, 0)
+    return Trial(what, run, again(after) - again(before), round(counted), done)
+
+
+def kill_one(server: ServerProcess, number: int = signal.SIGKILL) -> psutil.Process:
+    """Send a signal to one of its replicas, drawn by chance."""
+    victim = random.choice(replicas(server))
+    victim.send_signal(number)
+    return victim
+
+
+def redeploy(server: ServerProcess, *options: str) -> None:
+    """`python -m model.redeploy` for a server that was started with a token of ours."""
+    address = re.search(r"Ray at (\S+),", server.log.read_text())[1]
+    command = [sys.executable, "-m", "model.redeploy", "--address", address, *options]
+    subprocess.run(
+        command, env=server.process.environ(), check=True, capture_output=True, timeout=120
+    )
