@@ -119,6 +119,8 @@ class Cluster:
         print(f"{joins} after {age():.1f} s", flush=True)
         cluster = cls(cores(), args.address, args.model_name, args.dashboard, args.proxy)
         print(f"Ray at {cluster.address}, Serve on it after {age():.1f} s", flush=True)
+        if cluster._folder:
+            print(f"replicas log to {cluster._folder}/session_latest/logs/serve", flush=True)
         return cluster
 
     def deployment_options(self, args: argparse.Namespace) -> dict:
@@ -146,7 +148,10 @@ class Cluster:
             "graceful_shutdown_timeout_s": args.attempt_timeout_s,
             "max_constructor_retry_count": 1,  # what fails to load fails again
             "user_config": {"loaded": 0},
-            "logging_config": {"enable_access_log": args.request_log == "on"},
+            "logging_config": {
+                "enable_access_log": args.request_log == "on",
+                "log_level": "INFO" if args.request_log == "on" else "WARNING",
+            },
         }
         if args.num_replicas == "auto":
             options["num_replicas"] = None

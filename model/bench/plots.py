@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
+from model.bench.trial import Trial
+
 # Okabe and Ito's palette, which stays distinct for colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#6B6B6B"
 LANES = (BLUE, ORANGE, GREEN, PURPLE)
@@ -241,6 +243,60 @@ def milliseconds(parts: dict[str, dict[str, float]], title: str) -> Figure:
         axes.set_title(title)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         figure.tight_layout(rect=(0, 0.16, 1, 1))
+        plt.close(figure)
+    return figure
+
+
+def through(trials: dict[str, Trial], title: str) -> Figure:
+    """Every request of each variant's trial: when it was due, how long it took, what it came to.
+
+    Dashed lines say when something was done to the server.
+    """
+    looks = {"answered": (BLUE, "."), "told to come again": (GREY, "|"), "failed": (ORANGE, "x")}
+    with plt.rc_context(STYLE):
+        size = (8.5, 1.2 + 1.9 * len(trials))
+        figure, panels = plt.subplots(
+            len(trials), figsize=size, sharex=True, sharey=True, squeeze=False
+        )
+        for axes, (name, trial) in zip(panels[:, 0], trials.items(), strict=True):
+            points = trial.points()
+            for fate, (colour, marker) in looks.items():
+                x, y = zip(*points[fate], strict=True) if points[fate] else ((), ())
+                axes.scatter(x, y, s=28, color=colour, marker=marker, lw=1, label=fate)
+            for when, what in trial.deeds:
+                axes.axvline(when - trial.run.began, color=GREY, ls="--", lw=1)
+                top = (when - trial.run.began, 1)
+                where = ("data", "axes fraction")
+                axes.annotate(f" {what}", top, xycoords=where, va="top", color=GREY, fontsize=9)
+            axes.set_title(name, fontsize=10)
+            axes.set_ylabel("seconds")
+            axes.set_ylim(bottom=0)
+            axes.set_xlim(left=0)
+        axes.set_xlabel("when the request was due, seconds")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+        )
+        figure.tight_layout(rect=(0, 0.06, 1, 1))
+        plt.close(figure)
+    return figure
+
+
+def on_one_clock(series: dict[str, list[tuple[float, float]]], title: str) -> Figure:
+    """Quantities over the same time, a panel each: name -> (seconds, value)."""
+    with plt.rc_context(STYLE):
+        size = (8.5, 0.8 + 1.4 * len(series))
+        figure, panels = plt.subplots(len(series), figsize=size, sharex=True)
+        for axes, colour, (name, points) in zip(panels, LANES, series.items(), strict=False):
+            x, y = zip(*points, strict=True)
+            axes.step(x, y, where="post", color=colour)
+            axes.fill_between(x, y, step="post", color=colour, alpha=0.15, lw=0)
+            axes.set_ylim(0, 1.15 * max(y))
+            axes.set_title(name, fontsize=10)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.tight_layout()
         plt.close(figure)
     return figure
 

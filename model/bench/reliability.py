@@ -142,9 +142,12 @@ def overload(work: Workload, seconds: float = 60) -> Trial:
         before = under(server, "", eight, 8, clients=8)
         capacity = before.answered / before.run.seconds
         alone = under(server, "", work, 3, clients=1).latency_s(0.5)
-        memory = [server.memory()]
-        trial = under(server, "3 times the load it can bear", eight, seconds, rate=3 * capacity)
-        memory.append(server.memory())
+        memory: list[int] = []
+        looks = [
+            (share * seconds, "", lambda: memory.append(server.memory())) for share in (0.4, 0.9)
+        ]
+        what = "3 times the load it can bear"
+        trial = under(server, what, eight, seconds, looks, rate=3 * capacity)
         after = under(server, "", work, 3, clients=1).latency_s(0.5)
         bound = metrics(server)["inference_requests_limit"] / capacity
     refusal = trial.latency_s(0.5, TURNED_AWAY)
@@ -154,7 +157,7 @@ def overload(work: Workload, seconds: float = 60) -> Trial:
         f"answered {trial.answered / trial.run.seconds:.1f} a second",
         f"refusals after {1000 * refusal:.1f} ms (median), answers within "
         f"{trial.latency_s(0.99):.2f} s (p99); the queue's bound is {bound:.2f} s",
-        f"memory {memory[0] / 1e9:.2f} GB before, {memory[1] / 1e9:.2f} GB after; "
+        f"memory {memory[0] / 1e9:.2f} GB in the middle, {memory[1] / 1e9:.2f} GB at the end; "
         f"one client alone {1000 * alone:.0f} ms before, {1000 * after:.0f} ms after",
         f"cores used: the generator {trial.run.client_cpu:.2f}, KServe's process {front:.2f}",
     ]
@@ -183,24 +186,12 @@ def changes(work: Workload, seconds: float = 15) -> Iterator[Trial]:
 def scaled(work: Workload, seconds: float = 25) -> Trial:
     """The load rises and falls, and the number of replicas with it."""
     options = ("--num_replicas", "auto", "--max_replicas", "2", "--downscale_delay_s", "5")
-    with ray_server(*options) as server:
-        seen: list[tuple[float, float]] = []
-        over = threading.Event()
-
-        def look() -> None:
-            while not over.wait(0.2):
-                seen.append((time.time(), metrics(server)["inference_replicas"]))
-
-        thread = threading.Thread(target=look)
-        thread.start()
-        try:
-            low = under(server, "", work, 5, clients=1)
-            trial = under(server, "autoscaling from 1 to 2 replicas", work, seconds, clients=32)
-            high = time.time()
-            last = under(server, "", work, 20, clients=1)
-        finally:
-            over.set()
-            thread.join()
+    with ray_server(*options) as server, watched(server, metrics, 0.2) as told:
+        low = under(server, "", work, 5, clients=1)
+        trial = under(server, "autoscaling from 1 to 2 replicas", work, seconds, clients=32)
+        high = time.time()
+        last = under(server, "", work, 20, clients=1)
+    seen = [(when, what["inference_replicas"]) for when, what in told]
     up = next((t for t, n in seen if n == 2), math.inf)
     down = next((t for t, n in seen if t > up and n == 1), math.inf)
     trial.remarks.append(

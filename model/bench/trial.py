@@ -63,6 +63,18 @@ class Trial:
         times = sorted(s.done - s.due for s in self.run.samples if s.outcome == outcome)
         return times[min(len(times) - 1, int(q * len(times)))] if times else math.nan
 
+    def points(self) -> dict[str, list[tuple[float, float]]]:
+        """What became of requests -> (when it was due, how long it took) of each, in seconds."""
+        fates = {
+            RIGHT: "answered",
+            TURNED_AWAY: "told to come again",
+            REFUSED: "told to come again",
+        }
+        found = {"answered": [], "told to come again": [], "failed": []}
+        for s in self.run.samples:
+            found[fates.get(s.outcome, "failed")].append((s.due, s.done - s.due))
+        return found
+
     def row(self) -> dict:
         """For the table."""
         return {
@@ -82,12 +94,12 @@ class Trial:
 
 
 def metrics(server: ServerProcess) -> dict[str, float]:
-    """Our metrics of a server: name, with its label's value after a blank -> number."""
+    """What a server tells of its requests: name, with its labels' values after it -> number."""
     text = requests.get(f"{server.url}/metrics", timeout=10).text
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in text_string_to_metric_families(text)
-        if family.name.startswith("inference_")
+        if family.name.startswith(("inference_", "request_predict"))
         for sample in family.samples
     }
 
@@ -119,19 +131,24 @@ def health(server: ServerProcess) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def watched(server: ServerProcess) -> Iterator[list[tuple[float, dict]]]:
-    """Probes a server's health all the while; yields the growing list of (when, health)."""
-    seen: list[tuple[float, dict]] = []
+def watched(
+    server: ServerProcess, ask: Callable[[ServerProcess], dict] = health, every: float = 0.05
+) -> Iterator[list[tuple[float, dict]]]:
+    """Asks a server for its health, or its metrics, all the while.
+
+    Yields the growing list of (when, since 1970; what was told).
+    """
+    told: list[tuple[float, dict]] = []
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.05):
-            seen.append((time.time(), health(server)))
+        while not over.wait(every):
+            told.append((time.time(), ask(server)))
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield told
     finally:
         over.set()
         thread.join()
@@ -174,11 +191,13 @@ def under(
     deeds: Sequence[Deed] = (),
     clients: int = CLIENTS,
     rate: float | None = None,
+    patience_s: float = 90,
     ends: bool = False,
 ) -> Trial:
     """Load a server, closed loop or at a rate, and do each deed at its time.
 
-    ends: the server is gone afterwards, and its metrics with it.
+    patience_s: how long a client waits for its answer. ends: the server is gone afterwards, and
+    its metrics with it. What a deed raises is raised here, once the load is over.
     """
     before, done = metrics(server), []
 
@@ -199,7 +218,7 @@ def under(
     thread.start()
     try:
         watch = {process.pid: process.name() for process in server.processes()[:1]}
-        how = {"warmup_s": 0, "timeout_s": 90, "watch": watch}
+        how = {"warmup_s": 0, "timeout_s": patience_s, "watch": watch}
         if rate is None:
             run = closed_loop(server.predict, work, clients, seconds, **how)
         else:
