@@ -23,6 +23,8 @@ from model.protocol import Answer, Images
 
 WATCH_PERIOD_S = 0.3  # between two looks at the replicas
 STALE_S = 5.0  # a look older than this no longer counts
+# UPDATING: it loads again; RECOVERING: the controller was started again and asks who is there.
+SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
 PAUSE_S = 0.1  # before a request is sent again
 ATTEMPTS = 3  # at most so many replicas get a request, one after the other
 LOAD_WITHIN_S = 60.0
@@ -199,7 +201,8 @@ class ReplicatedModel(RayModel):
             raise RuntimeError("this process has left the Ray cluster")
         app = serve.status().applications.get(self._handle.app_name)
         deployment = app.deployments.get(self._handle.deployment_name) if app else None
-        self._running = deployment.replica_states.get("RUNNING", 0) if deployment else 0
+        states = deployment.replica_states if deployment else {}
+        self._running = sum(states.get(state, 0) for state in SERVING)
         self._looked = time.monotonic()
 
 

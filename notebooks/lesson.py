@@ -186,6 +186,34 @@ def rate(records: list[dict], variant: str, clients: int = 32) -> float:
     return statistics.median(run["throughput"] for run in runs)
 
 
+def operator_sees(told: list[tuple[float, dict]]) -> dict[str, list[tuple[float, float]]]:
+    """From a server's metrics, asked again and again: what it did, over the seconds.
+
+    told: of trial.watched. Returns requests that came in a second, replicas, requests inside, and
+    mean seconds of a prediction.
+    """
+
+    def sum_of(metrics: dict, prefix: str) -> float:
+        return sum(value for name, value in metrics.items() if name.startswith(prefix))
+
+    found = {name: [] for name in ("requests a second", "replicas", "requests inside", "seconds")}
+    for (before, old), (now, new) in pairwise(told):
+        at = now - told[0][0]
+
+        def grew(prefix: str, old: dict = old, new: dict = new) -> float:
+            return sum_of(new, prefix) - sum_of(old, prefix)
+
+        inside = new["inference_requests_inside"]
+        came = grew("inference_requests_total") + inside - old["inference_requests_inside"]
+        found["requests a second"].append((at, came / (now - before)))
+        found["replicas"].append((at, new["inference_replicas"]))
+        found["requests inside"].append((at, inside))
+        if answered := grew("request_predict_seconds_count"):
+            found["seconds"].append((at, grew("request_predict_seconds_sum") / answered))
+    found["mean seconds of a prediction"] = found.pop("seconds")
+    return found
+
+
 # -- processes by role -----------------------------------------------------------------------
 
 # Part of a process's command line -> what it is. Ray's own helpers, then ours.
@@ -415,3 +443,34 @@ def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:
     if accepted.batching != "off" and accepted.batch_wait_ms > 0:
         return print(f"not yet: a batch waits up to {accepted.batch_wait_ms:g} ms to fill")
     print("right: one replica with all cores, which does not wait")
+
+
+def check_longest_gap(longest_gap: Callable[[list[tuple[float, bool]]], float]) -> None:
+    """Notebook 6: the longest time without a right answer."""
+    cases = [
+        ([(0.0, True), (1.0, True), (3.0, True)], 2.0, "three right answers"),
+        ([(3.0, True), (0.0, True), (1.0, True)], 2.0, "they need not be in order"),
+        ([(0.0, True), (2.0, False), (5.0, True)], 5.0, "a failed request is no answer"),
+        ([(0.0, False), (4.0, True), (4.5, True)], 0.5, "the first request failed"),
+    ]
+    for requests_, expected, what in cases:
+        found = longest_gap(requests_)
+        if found is None:
+            return print("not yet: longest_gap returns nothing")
+        if abs(found - expected) > 1e-9:
+            return print(f"not yet: {requests_} gives {found}, not {expected} ({what})")
+    print("right: four cases of four")
+
+
+def check_bounded(bounded: Callable[[float, float], list[str]]) -> None:
+    """Notebook 6: is the queue as long as the wait allows?"""
+    for rate, wait_s, expected in ((50, 2, 100), (8.5, 3, 25), (4, 0.1, 1)):
+        accepted = _accepted(bounded, rate, wait_s)
+        if isinstance(accepted, str):
+            return print(f"not yet: {accepted}")
+        if accepted.max_queued_requests != expected:
+            return print(
+                f"not yet: {rate} requests a second and {wait_s} seconds give a queue of "
+                f"{accepted.max_queued_requests}, not {expected}"
+            )
+    print("right: three cases of three")

@@ -51,3 +51,14 @@ def batches(waiting: int, free: int, largest: int) -> list[int]:
 def low_latency(cores: int) -> list[str]:
     """Notebook 5: one replica gets all cores by default, and as many threads."""
     return ["--num_replicas", "1", "--batch_wait_ms", "0"]
+
+
+def longest_gap(requests: list[tuple[float, bool]]) -> float:
+    """Notebook 6: between right answers, in the order in which they were done."""
+    done = sorted(when for when, right in requests if right)
+    return max(later - sooner for sooner, later in zip(done, done[1:], strict=False))
+
+
+def bounded(rate: float, wait_s: float) -> list[str]:
+    """Notebook 6: as many as are answered in that time."""
+    return ["--max_queued_requests", str(max(1, int(rate * wait_s)))]

@@ -19,6 +19,8 @@ WRONG = {
     "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
     "batches": "def batches(waiting, free, largest):\n    return [min(waiting, largest)]",
     "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
+    "longest_gap": "def longest_gap(requests):\n    return max(t for t, _ in requests)",
+    "bounded": "def bounded(rate, wait_s):\n    return ['--max_queued_requests', '100']",
     "four_replicas": "def four_replicas():\n    return ['--num_replicas', '4', '--threads', '2']",
 }
 

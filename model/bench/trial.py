@@ -35,7 +35,7 @@ class Trial:
     again: int = 0  # requests that were sent to another replica
     counted: int = 0  # requests that the server's own metrics say were answered
     deeds: list[tuple[float, str]] = field(default_factory=list)  # when they were done, and what
-    remarks: list[str] = field(default_factory=list)
+    facts: dict[str, float | str] = field(default_factory=dict)  # what else was measured
 
     @property
     def refused(self) -> int:
@@ -239,6 +239,13 @@ def kill_one(server: ServerProcess, number: int = signal.SIGKILL) -> psutil.Proc
     victim = random.choice(replicas(server))
     victim.send_signal(number)
     return victim
+
+
+def kill_helper(server: ServerProcess, name: str) -> None:
+    """SIGKILL to the process of Ray or Serve with that name."""
+    for process in server.processes():
+        if process.name().startswith(name):
+            process.kill()
 
 
 def redeploy(server: ServerProcess, *options: str) -> None:
