@@ -9,7 +9,7 @@ from kserve.errors import InvalidInput
 from torch import Tensor
 
 from model import CannotStart, weights
-from model.pictures import pixels
+from model.pictures import MAX_PIXELS, pixels
 from model.protocol import SIDE, TOP, Answer, Images, PictureModel, Request, top_labels
 
 
@@ -27,6 +27,7 @@ class AlexNetModel(PictureModel):
         threads: int | None = None,
         precision: str = "float32",
         layout: str = "contiguous",
+        max_pixels: int = MAX_PIXELS,
         folder: str | None = None,
     ) -> None:
         """Name the model and say how it is to run; `load` does the work.
@@ -35,10 +36,11 @@ class AlexNetModel(PictureModel):
         `cuda`. threads: torch's threads on the CPU, None leaves torch's own choice.
         precision: `float32` or `bfloat16`. layout: of pictures and filters in memory,
         `contiguous` (each colour by itself) or `channels_last` (each point's colours together).
+        max_pixels: of one picture; a larger one is refused before it is decoded.
         folder: where models made alike share one copy of the weights in memory; None: nowhere.
         """
         super().__init__(name)
-        self.folder = folder
+        self.folder, self.max_pixels = folder, max_pixels
         self.weights, self.device, self.threads = weights, device, threads
         self.dtype = getattr(torch, precision)
         self.layout = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
@@ -84,7 +86,7 @@ class AlexNetModel(PictureModel):
         A picture that cannot be decoded spoils its own request only.
         """
         started = time.time()
-        decoded = [_decoded(images) for images in requests]
+        decoded = [_decoded(images, self.max_pixels) for images in requests]
         good = [pictures for pictures in decoded if isinstance(pictures, Tensor)]
         then = time.time()
         if not good:
@@ -112,14 +114,14 @@ class AlexNetModel(PictureModel):
         return top_labels(self.predict(Request(pictures)))
 
 
-def _decoded(images: Images) -> Tensor | InvalidInput:
+def _decoded(images: Images, max_pixels: int) -> Tensor | InvalidInput:
     """The pictures of one request as the network takes them, float32 [N, 3, 224, 224]."""
     if not isinstance(images, list):
         return torch.tensor(images)
     pictures = []
     for i, image in enumerate(images):
         try:
-            pictures.append(pixels(image))
+            pictures.append(pixels(image, max_pixels))
         except InvalidInput as error:
             return InvalidInput(f"picture {i}: {error}")
     return torch.stack(pictures)
