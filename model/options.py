@@ -46,7 +46,7 @@ def _parser(module: str, description: str) -> _Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(model_name="custom-model")
+    parser.set_defaults(model_name="custom-model", grpc_max_receive_message_length=None)
     ours = parser.add_argument_group("of this server")
     ours.add_argument("--host", default="127.0.0.1", help="the address HTTP and gRPC listen on")
     ours.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -67,6 +67,24 @@ def _parser(module: str, description: str) -> _Parser:
         type=_number(float, 0),
         default=5.0,
         help="a batch that is not full waits at most this long for the next request",
+    )
+    ours.add_argument(
+        "--max_body_mb",
+        type=_number(float, 0.001, 2000),
+        default=64.0,
+        help="a larger request is refused; --grpc_max_receive_message_length overrides it for gRPC",
+    )
+    ours.add_argument(
+        "--max_pixels",
+        type=_number(int, 1),
+        default=50_000_000,
+        help="of one picture, also when its short side is scaled to 256; a larger one is refused",
+    )
+    ours.add_argument(
+        "--repository_api",
+        choices=["off", "on"],
+        default="off",
+        help="on: any caller may load the model and unload it",
     )
     ours.add_argument(
         "--request_log",
@@ -170,7 +188,9 @@ def ray_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace:
-    """Add the weights' name; refuse unknown weights and ports that are taken."""
+    """Add the weights' name and gRPC's limit; refuse unknown weights and ports that are taken."""
+    if options.grpc_max_receive_message_length is None:
+        options.grpc_max_receive_message_length = int(options.max_body_mb * 2**20)
     options.weights = os.environ.get("MODEL_WEIGHTS") or WEIGHTS[0]
     if options.weights not in WEIGHTS:
         parser.error(f"MODEL_WEIGHTS={options.weights} is not known: set {' or '.join(WEIGHTS)}")
@@ -196,7 +216,7 @@ def _checked(parser: _Parser, options: argparse.Namespace) -> argparse.Namespace
 
 def of_model(options: argparse.Namespace) -> dict:
     """What AlexNetModel is made with."""
-    names = ("weights", "device", "threads", "precision", "layout")
+    names = ("weights", "device", "threads", "precision", "layout", "max_pixels")
     return {"name": options.model_name} | {name: getattr(options, name) for name in names}
 
 
