@@ -1,0 +1,22 @@
+"""What no client should send, made up by Hypothesis: every answer is right or a plain refusal."""
+
+from model.bench.fuzz import WAYS, fuzz
+from tests.conftest import BOTH, ROOT
+
+COUNT = 200  # requests in each way; `python -m model.bench.fuzz` sends 2,500
+SLACK = 200e6  # bytes; allocators keep what the largest request needed
+
+
+@BOTH
+def test_a_server_withstands_it(server, local):
+    """Nothing breaks, no process ends, memory stays, and each way has answers of both sorts."""
+    fuzz(server, local.classify, COUNT // 10, number=1)
+    before = server.memory()
+    statuses = fuzz(server, local.classify, COUNT)
+    assert server.memory() < before + SLACK
+    for way in WAYS:
+        assert statuses[way].total() >= COUNT
+        good = statuses[way]["200"] + statuses[way]["OK"]
+        refused = statuses[way]["400"] + statuses[way]["INVALID_ARGUMENT"]
+        assert good > COUNT / 25 and refused > COUNT / 5, statuses
+    assert not (ROOT / ".hypothesis").exists()
