@@ -127,16 +127,16 @@ class WholeBody:
         most = self.max_body_mb * 2**20
         if int(headers.get(b"content-length", 0)) > most:
             raise _TooLarge
-        parts, size, more = [], 0, True
+        body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _Gone
-            parts.append(message["body"])
-            size, more = size + len(message["body"]), message["more_body"]
-            if size > most:
+            body += message["body"]
+            more = message["more_body"]
+            if len(body) > most:
                 raise _TooLarge
-        return b"".join(parts)
+        return bytes(body)
 
 
 class _TooLarge(Exception):

@@ -110,7 +110,7 @@ def test_a_slow_sender(monkeypatch):
         said.append(message)
 
     scope = {"type": "http", "method": "POST", "headers": []}
-    asyncio.run(refusals.WholeBody(None, 1)(scope, receive, send))
+    asyncio.run(asyncio.wait_for(refusals.WholeBody(None, 1)(scope, receive, send), 2))
     assert said[0]["status"] == 408 and (b"connection", b"close") in said[0]["headers"]
     assert_plain(json.loads(said[1]["body"])["error"])
 

@@ -532,7 +532,6 @@ def fuzz(
         configuration.set_hypothesis_home_dir(folder)
         for way in ways:
             sender = Sender(server, classify)
-
             _make_up(WAYS[way](server.name), count, number, sender.send)
             sender.close()
             statuses[way] = sender.statuses
@@ -553,17 +552,16 @@ def main() -> None:
     local = AlexNetModel("local", threads=1)
     local.load()
     with ServerProcess(options.server, "--request_log", "off") as server:
+        print(f"{options.server} takes {server.memory() / 1e6:.0f} MB")
         for way in WAYS:
             started = time.monotonic()
             try:
                 statuses = fuzz(server, local.classify, options.count, [way], options.number)[way]
             except AssertionError as error:
                 sys.exit(str(error))
+            seconds, memory = time.monotonic() - started, server.memory() / 1e6
             told = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-            print(
-                f"{way}: {statuses.total()} requests in {time.monotonic() - started:.0f} s: {told}"
-            )
-            print(f"    the server takes {server.memory() / 1e6:.0f} MB", flush=True)
+            print(f"{way}: {statuses.total()} in {seconds:.0f} s, then {memory:.0f} MB: {told}")
 
 
 if __name__ == "__main__":
