@@ -8,7 +8,7 @@ from kserve.errors import InvalidInput
 from torch import Tensor
 
 from model import CannotStart, weights
-from model.pictures import pixels
+from model.pictures import MAX_PIXELS, pixels
 from model.protocol import SIDE, TOP, Answer, Images, PictureModel, Request, top_labels
 
 
@@ -26,6 +26,7 @@ class AlexNetModel(PictureModel):
         threads: int | None = None,
         precision: str = "float32",
         layout: str = "contiguous",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Name the model and say how it is to run; `load` does the work.
 
@@ -33,8 +34,10 @@ class AlexNetModel(PictureModel):
         `cuda`. threads: torch's threads on the CPU, None leaves torch's own choice.
         precision: `float32` or `bfloat16`. layout: of pictures and filters in memory,
         `contiguous` (each colour by itself) or `channels_last` (each point's colours together).
+        max_pixels: of one picture; a larger one is refused before it is decoded.
         """
         super().__init__(name)
+        self.max_pixels = max_pixels
         self.progressed = 0.0  # when the last picture was begun, on the monotonic clock
         self.weights, self.device, self.threads = weights, device, threads
         self.dtype = getattr(torch, precision)
@@ -113,7 +116,7 @@ class AlexNetModel(PictureModel):
         for i, image in enumerate(images):
             self.progressed = time.monotonic()
             try:
-                pictures.append(pixels(image))
+                pictures.append(pixels(image, self.max_pixels))
             except InvalidInput as error:
                 return InvalidInput(f"picture {i}: {error}")
         return torch.stack(pictures)

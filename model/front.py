@@ -1,38 +1,32 @@
-"""KServe's server with what it leaves out: the host, honest status codes, a line when ready.
-
-Importing this module adds to KServe's FastAPI application; the processes that `--workers N` starts
-import it too, because the data plane they are handed is defined here.
-"""
+"""KServe's server with what it leaves out: the host, limits, strict reading, a line when ready."""
 
 import argparse
 import asyncio
+import functools
 import logging
+import re
 import struct
 import sys
 import warnings
 from concurrent import futures
 
 import grpc
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from kserve import ModelServer
+from kserve import InferRequest, ModelServer
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
-from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
-from kserve.logging import logger, trace_logger
+from kserve.errors import InvalidInput, ModelNotReady
+from kserve.logging import trace_logger
 from kserve.model import BaseKServeModel
-from kserve.model_server import app
 from kserve.model_server import args as kserve_args
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as grpc_v2
-from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
-from kserve.protocol.rest.v2_datamodels import InferenceRequest
+from kserve.protocol.rest.v2_datamodels import InferenceRequest, RequestInput
 from pydantic import ValidationError
 
 from model import options
-from model.gate import GrpcGate, HttpGate, gate
+from model.gate import GrpcGate, gate
+from model.refusals import ClosedRepository, StatusInterceptor, application, first
 
 
 class StrictModelServer(ModelServer):
@@ -48,6 +42,10 @@ class StrictModelServer(ModelServer):
             self.ready_line += f", gRPC {at}:{self.grpc_port}"
         self.host = args.host
         gate.limit = options.most_inside(args)
+        self._application = functools.partial(application, args.max_body_mb)
+        self._grpc_max_receive = args.grpc_max_receive_message_length
+        if args.repository_api == "off":
+            self.model_repository_extension = ClosedRepository(self.registered_models)
         if args.request_log == "off":
             trace_logger.setLevel(logging.WARNING)
             access = logging.getLogger("uvicorn.access")
@@ -64,6 +62,7 @@ class StrictModelServer(ModelServer):
                 self.dataplane,
                 self.model_repository_extension,
                 self.grace_period,
+                self._grpc_max_receive,
             )
             self.servers.append(self._grpc_server.start(self.max_threads))
         super().start(models)
@@ -81,6 +80,8 @@ class StrictModelServer(ModelServer):
     async def _serve(self) -> None:
         rest = self._rest_server or self._rest_multiprocess_server._rest_server
         rest.config.host = self.host
+        rest.config.app, rest.config.factory = self._application, True
+        rest.config.ws = "none"  # or who asks for a WebSocket never gets an answer
         announcement = asyncio.create_task(self._announce())
         try:
             await super()._serve()
@@ -106,17 +107,22 @@ class StrictDataPlane(DataPlane):
     def decode(self, body, headers, *args, **kwargs):  # as DataPlane.decode
         """A request that KServe cannot read raises InvalidInput (KServe: a 500 for some).
 
-        V2 JSON is read whatever its content type (KServe: only application/json).
+        V2 JSON is read whatever its content type (KServe: only application/json), and raw BYTES
+        behind it too.
         """
         v2 = kwargs.get("protocol_version") == PredictorProtocol.REST_V2.value
         try:
-            if v2 and isinstance(body, bytes) and INFERENCE_CONTENT_LENGTH_HEADER not in headers:
-                body = InferenceRequest.model_validate_json(body)
+            if v2 and isinstance(body, bytes):
+                length = headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
+                if length is None:
+                    body = InferenceRequest.model_validate_json(body)
+                else:
+                    body = _with_data_behind(body, length, kwargs.get("model_name"))
             return super().decode(body, headers, *args, **kwargs)
         except InvalidInput:
             raise
         except ValidationError as error:
-            raise InvalidInput(_first(error.errors())) from None
+            raise InvalidInput(first(error.errors())) from None
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidInput(f"the request cannot be read: {what}") from None
@@ -134,14 +140,40 @@ class StrictDataPlane(DataPlane):
         return model
 
 
+class _Input(RequestInput):
+    data: list = []  # it may lie behind the JSON
+
+
+class _Inputs(InferenceRequest):
+    inputs: list[_Input]
+
+
+def _with_data_behind(body: bytes, json_length: str, model_name: str) -> InferRequest:
+    """A V2 request of JSON and, behind it, the raw data of inputs (KServe: not of BYTES)."""
+    start = int(json_length) if re.fullmatch("[0-9]{1,12}", json_length) else len(body) + 1
+    if start > len(body):
+        raise InvalidInput(f"{INFERENCE_CONTENT_LENGTH_HEADER} is not the length of the JSON")
+    content = _Inputs.model_validate_json(body[:start])
+    request = InferRequest.from_inference_request(content, model_name)
+    for item in request.inputs:
+        size = item.parameters.pop("binary_data_size", None)
+        if size is None:
+            continue
+        if type(size) is not int or not 0 <= size <= len(body) - start:
+            raise InvalidInput(f"binary_data_size of {item.name} is not the length of its data")
+        item._raw_data, start = body[start : start + size], start + size
+    return request
+
+
 class StrictGRPCServer(GRPCServer):
     """KServe's gRPC server on one host, with a status for every error KServe knows.
 
     Starting fails when the port is taken (KServe: shares it silently with another server).
     """
 
-    def __init__(self, host, port, data_plane, model_repository_extension, grace_period):
-        super().__init__(port, data_plane, model_repository_extension, {}, grace_period)
+    def __init__(self, host, port, data_plane, repository_extension, grace_period, max_receive):
+        super().__init__(port, data_plane, repository_extension, {}, grace_period)
+        self._max_receive = max_receive
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self, max_workers: int) -> None:
@@ -151,7 +183,7 @@ class StrictGRPCServer(GRPCServer):
             interceptors=(GrpcGate(), StatusInterceptor()),
             options=[
                 ("grpc.max_send_message_length", kserve_args.grpc_max_send_message_length),
-                ("grpc.max_receive_message_length", kserve_args.grpc_max_receive_message_length),
+                ("grpc.max_receive_message_length", self._max_receive),
                 ("grpc.so_reuseport", 0),
             ],
         )
@@ -163,44 +195,4 @@ class StrictGRPCServer(GRPCServer):
         await self._server.wait_for_termination()
 
 
-class StatusInterceptor(ExceptionToStatusInterceptor):
-    """Gives every error its gRPC status, with one plain sentence."""
-
-    async def handle_exception(self, ex, request_or_iterator, context, method_name):
-        """KServe's reads `.reason`, which ModelNotReady and others lack."""
-        if isinstance(ex, TimeoutError):
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(ex))
-        if not hasattr(ex, "reason"):
-            ex.reason = str(ex)
-        await super().handle_exception(ex, request_or_iterator, context, method_name)
-
-
-async def _gateway_timeout(_: Request, error: TimeoutError) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, status_code=504)
-
-
-async def _bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
-    return JSONResponse({"error": _first(error.errors())}, status_code=400)
-
-
-def _first(errors: list[dict]) -> str:
-    """Where and what the first of pydantic's errors is."""
-    return ".".join(str(part) for part in errors[0]["loc"]) + f": {errors[0]['msg']}"
-
-
-class OneLine(logging.Filter):
-    """Logs what a client did wrong as one line (KServe: with a traceback)."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Always lets the record through."""
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, InvalidInput | ModelNotFound | ModelNotReady):
-            record.msg, record.args, record.exc_info = "refused: %s", (error,), None
-        return True
-
-
 warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
-logger.addFilter(OneLine())
-app.add_exception_handler(TimeoutError, _gateway_timeout)
-app.add_exception_handler(RequestValidationError, _bad_request)
-app.add_middleware(HttpGate)

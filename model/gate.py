@@ -93,6 +93,8 @@ def _asks_for_predictions(scope) -> bool:
 
 
 def _outcome(status: int) -> str:
+    if status == 0:  # the client has gone, and nobody was answered
+        return "abandoned"
     if status >= 500:
         return "failed"
     return "invalid" if status >= 400 else "answered"

@@ -53,7 +53,7 @@ def _parser(module: str, description: str) -> _Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(model_name="custom-model")
+    parser.set_defaults(model_name="custom-model", grpc_max_receive_message_length=None)
     ours = parser.add_argument_group("of this server")
     ours.add_argument("--host", default="127.0.0.1", help="the address HTTP and gRPC listen on")
     ours.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -74,6 +74,24 @@ def _parser(module: str, description: str) -> _Parser:
         type=_number(float, 0),
         default=5.0,
         help="a batch that is not full waits at most this long for the next request",
+    )
+    ours.add_argument(
+        "--max_body_mb",
+        type=_number(float, 0.001, 2000),
+        default=64.0,
+        help="a larger request is refused; --grpc_max_receive_message_length overrides it for gRPC",
+    )
+    ours.add_argument(
+        "--max_pixels",
+        type=_number(int, 1),
+        default=50_000_000,
+        help="of one picture, also when its short side is scaled to 256; a larger one is refused",
+    )
+    ours.add_argument(
+        "--repository_api",
+        choices=["off", "on"],
+        default="off",
+        help="on: any caller may load the model and unload it",
     )
     ours.add_argument(
         "--request_log",
@@ -230,7 +248,9 @@ def _check_weights(parser: _Parser, options: argparse.Namespace) -> None:
 
 
 def _hold_ports(parser: _Parser, options: argparse.Namespace) -> None:
-    """Refuse ports that are taken."""
+    """Add gRPC's limit; refuse ports that are taken."""
+    if options.grpc_max_receive_message_length is None:
+        options.grpc_max_receive_message_length = int(options.max_body_mb * 2**20)
     ports = {"--http_port": options.http_port}
     if options.enable_grpc:
         ports["--grpc_port"] = options.grpc_port
@@ -252,7 +272,7 @@ def _hold_ports(parser: _Parser, options: argparse.Namespace) -> None:
 
 def of_model(options: argparse.Namespace) -> dict:
     """What AlexNetModel is made with."""
-    names = ("weights", "device", "threads", "precision", "layout")
+    names = ("weights", "device", "threads", "precision", "layout", "max_pixels")
     return {"name": options.model_name} | {name: getattr(options, name) for name in names}
 
 

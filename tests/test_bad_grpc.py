@@ -77,3 +77,21 @@ def test_unknown_model_over_grpc(server):
     error = refused(server, v2_grpc(framed(GOOD), model_name="nobody"))
     assert error.code() is grpc.StatusCode.NOT_FOUND and "nobody" in error.details()
     assert_answers(server)
+
+
+@BOTH
+def test_bytes_that_are_no_message(server):
+    """INVALID_ARGUMENT, not gRPC's own UNKNOWN."""
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refusal:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff", timeout=30)
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert_plain(refusal.value.details())
+    assert_answers(server)
+
+
+@BOTH
+def test_an_endless_name_of_several_lines_over_grpc(server):
+    """The sentence has one line and an end; whole it would be more than gRPC can send back."""
+    error = refused(server, v2_grpc(framed(GOOD), model_name="nobody\n\0" * 20_000))
+    assert error.code() is grpc.StatusCode.NOT_FOUND and "nobody" in error.details()
+    assert_plain(error.details())

@@ -150,3 +150,29 @@ def test_unknown_model(server, way):
     answer = ask[way](server.url)
     assert answer.status_code == 404 and "nobody" in answer.json()["error"]
     assert_plain(answer.json()["error"])
+
+
+@BOTH
+@pytest.mark.parametrize(("method", "status"), [("GET", 405), ("POST", 404)])
+def test_no_such_path(server, method, status):
+    """What there is no path or method for: KServe's form of an error, too."""
+    path = "v2/models/x/infer" if method == "GET" else "v3/models"
+    answer = requests.request(method, f"{server.url}/{path}")
+    assert answer.status_code == status
+    assert_plain(answer.json()["error"])
+
+
+@BOTH
+def test_an_endless_name(server):
+    """The sentence has an end."""
+    answer = requests.get(f"{server.url}/v2/models/{'nobody' * 1_000}")
+    assert answer.status_code == 404
+    assert_plain(answer.json()["error"])
+
+
+@BOTH
+def test_who_asks_for_a_websocket_is_answered(server):
+    """There are none here: the request is answered as any other."""
+    headers = {"connection": "upgrade", "upgrade": "websocket"}
+    answer = requests.post(f"{server.url}/v1/models/nobody:predict", headers=headers, timeout=10)
+    assert answer.status_code == 404

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from model import options
+from model.alexnet import AlexNetModel
 from tests.conftest import run
 
 SERVERS = {"model.kserve_server": options.kserve_options, "model.ray_server": options.ray_options}
 SHARED = {"--http_port", "--grpc_port", "--model_name", "--workers", "--max_threads"}
 SHARED |= {"--enable_grpc", "--ssl_certfile", "--host", "--device", "--threads"}
+SHARED |= {"--max_body_mb", "--max_pixels", "--repository_api"}
 RAY = {"--num_replicas", "--cpus_per_replica", "--gpus_per_replica", "--max_ongoing_requests"}
 RAY |= {"--max_queued_requests", "--request_timeout_s", "--address", "--dashboard", "--proxy"}
 
@@ -35,6 +37,25 @@ def test_defaults_of_both(module):
     args = parsed(module)
     assert (args.model_name, args.host, args.device) == ("custom-model", "127.0.0.1", "auto")
     assert (args.weights, args.enable_grpc, args.workers) == ("shapes", True, 1)
+
+
+@pytest.mark.parametrize("module", SERVERS)
+def test_one_limit_for_both_protocols(module):
+    """64 MB unless told otherwise, over gRPC too unless KServe's own option says another."""
+    for typed, rest, grpc in (
+        ("", 64, 64 * 2**20),
+        ("--max_body_mb 0.5", 0.5, 2**19),
+        ("--max_body_mb 2 --grpc_max_receive_message_length 7", 2, 7),
+    ):
+        args = parsed(module, *typed.split())
+        assert (args.max_body_mb, args.grpc_max_receive_message_length) == (rest, grpc)
+
+
+@pytest.mark.parametrize("module", SERVERS)
+def test_the_limit_of_pixels_reaches_the_model(module):
+    """50 million unless told otherwise, which is the model's own."""
+    assert options.of_model(parsed(module))["max_pixels"] == AlexNetModel("x").max_pixels
+    assert options.of_model(parsed(module, "--max_pixels", "7"))["max_pixels"] == 7
 
 
 def test_ray_defaults_follow_the_cores(monkeypatch):
@@ -77,6 +98,10 @@ WRONG_FOR_BOTH = {  # what is typed: what the sentence must name
     "--device tpu": "--device",
     "--no_such_option 1": "--no_such_option",
     "--thread 2": "--thread",
+    "--max_body_mb 0": "--max_body_mb",
+    "--max_body_mb nan": "--max_body_mb",
+    "--max_pixels 1e6": "--max_pixels",
+    "--repository_api maybe": "--repository_api",
 }
 WRONG_FOR_RAY = {
     "--workers 2": "--num_replicas",

@@ -1,6 +1,8 @@
 """How the model reads pictures: colours, turns, preprocessing, and what it refuses."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.models import AlexNet_Weights
 
 from model import weights
+from model.bench.odd_pictures import encoded, png16
 from model.pictures import MAX_PIXELS, pixels
-from tests.samples import BROKEN, GOOD, SCENE, encoded, png16
+from tests.samples import BROKEN, GOOD, SCENE
 
 reference = AlexNet_Weights.IMAGENET1K_V1.transforms()
 
@@ -104,3 +107,25 @@ def test_what_is_no_picture_is_refused(kind):
     assert not re.search(r"\.cpp|\.py|operator|/\w+/\w+/", str(refusal.value))
     if kind in ("very thin", "a bomb"):
         assert f"{MAX_PIXELS:,}" in str(refusal.value)
+
+
+def test_a_png_with_too_few_rows_is_read_as_far_as_it_goes():
+    """The rows that are there count; torchvision's decoder would end the process (SIGSEGV)."""
+    script = (
+        "from model.bench.odd_pictures import png; from model.pictures import pixels; "
+        "white = png(224, 224, 8, 2, (b'\\0' + b'\\xff' * 672) * 112); "
+        "seen = pixels(white); print((seen[:, 0] > 2).all().item(), (seen[:, -1] < 0).all().item())"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "True True\n")
+
+
+def test_the_limit_of_pixels_can_be_set():
+    """A picture of as many pixels is read, also scaled; one more is refused, with the limit."""
+    assert SCENE.shape[:2] == (300, 400)
+    assert pixels(encoded(SCENE, "PNG"), max_pixels=300 * 400).shape == (3, 224, 224)
+    with pytest.raises(InvalidInput, match="at most 119,999 pixels"):
+        pixels(encoded(SCENE, "PNG"), max_pixels=300 * 400 - 1)
+    thin = encoded(np.zeros((2, 40), np.uint8), "PNG")  # scaled it is 256 x 5120
+    with pytest.raises(InvalidInput, match="at most 1,310,719 pixels"):
+        pixels(thin, max_pixels=256 * 5120 - 1)

@@ -58,7 +58,18 @@ def fp32_request(server: ServerProcess, pictures: list[bytes]) -> InferRequest:
 
 def v2_fp32_binary(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
     """Preprocessed pictures as raw bytes behind the JSON, as KServe's REST client sends them."""
-    body, length = fp32_request(server, pictures).to_rest()
+    return _binary(server, fp32_request(server, pictures))
+
+
+def v2_binary(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
+    """Encoded pictures as raw bytes behind the JSON, as KServe's REST client sends them."""
+    image = InferInput("image", [len(pictures)], "BYTES")
+    image.set_data_from_numpy(np.array(pictures, dtype=object), binary_data=True)
+    return _binary(server, InferRequest(server.name, [image]))
+
+
+def _binary(server: ServerProcess, request: InferRequest) -> client.Predictions:
+    body, length = request.to_rest()
     headers = {"inference-header-content-length": str(length)}
     url = f"{server.url}/v2/models/{server.name}/infer"
     answer = requests.post(
@@ -87,7 +98,7 @@ def v2_grpc(server: ServerProcess, pictures: list[bytes]) -> client.Predictions:
     return asyncio.run(client.grpc(server, pictures))
 
 
-WAYS = [client.v1, client.v2, v2_grpc, v2_fp32, v2_fp32_binary, grpc_fp32]
+WAYS = [client.v1, client.v2, v2_grpc, v2_fp32, v2_fp32_binary, v2_binary, grpc_fp32]
 
 
 def assert_equal(answers: client.Predictions, expected: client.Predictions) -> None:
