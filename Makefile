@@ -6,7 +6,7 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test notebooks bench peers lint pins clean
+.PHONY: help lab test notebooks bench peers reliability fuzz lint pins clean
 
 help:
 	@echo "make lab        opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
@@ -14,6 +14,8 @@ help:
 	@echo "make notebooks  executes all notebooks in order and writes them back executed"
 	@echo "make bench      measures the ladder of servers, draws imgs/ladder.png (ARGS=... names rungs)"
 	@echo "make peers      measures other servers beside ours, in an environment of their own"
+	@echo "make reliability  does to servers under load what production will (ARGS=... names trials)"
+	@echo "make fuzz       sends both servers 12,500 malformed and odd requests each"
 	@echo "make lint       checks the style only"
 	@echo "make pins       brings requirements.txt up to date with the newest packages"
 	@echo "make clean      leaves the clone as it was: removes .venv, .venv-peers, .uv and caches"
@@ -50,6 +52,15 @@ bench: .venv/.ready
 peers: .venv-peers/.ready
 	@echo "peers: measuring; leave the machine to it, for about 10 minutes"
 	@$(PYTHON_BIN) -m model.bench.ladder --peers $(ARGS)
+
+reliability: .venv/.ready
+	@echo "reliability: leave the machine to it, for about 10 minutes"
+	@$(PYTHON_BIN) -m model.bench.reliability $(ARGS)
+
+fuzz: .venv/.ready
+	@echo "fuzz: about 10 minutes"
+	@for server in kserve_server ray_server; do \
+		$(PYTHON_BIN) -m model.bench.fuzz model.$$server $(ARGS) || exit; done
 
 # The CUDA packages stay out: torch pins its own, and a CPU torch asks for none.
 # --no-config, so that every machine writes the same pins. By way of a file in .venv, so that a

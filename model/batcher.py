@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kserve.errors import InvalidInput
+from kserve.errors import InvalidInput, ModelNotReady
 
 from model import options
 from model.metrics import BATCH, WAITING
@@ -140,6 +140,8 @@ class GatheredModel(PictureModel):
         try:
             answer = await asyncio.wait_for(self._batcher(payload), self.timeout_s)
         except TimeoutError:
+            if not await self.model.healthy():
+                raise ModelNotReady(self.name, "Nothing is there to answer.") from None
             limit = f"{self.timeout_s:g} seconds" if self.timeout_s else "its time"
             raise TimeoutError(f"{self.name} gave no answer within {limit}.") from None
         return answer._replace(request=payload)

@@ -174,6 +174,8 @@ class ReplicatedModel(RayModel):
         """What KServe can answer with, in place of what Ray raised."""
         if isinstance(error, RayTaskError):  # raised by the model, in the replica
             return error.cause
+        if isinstance(error, TimeoutError) and not self._running:
+            return ModelNotReady(self.name, "None of its replicas runs.")
         if isinstance(error, TimeoutError):
             return TimeoutError(f"{self.name} gave no answer within {self.timeout_s:g} seconds.")
         if isinstance(error, BackPressureError):

@@ -1,6 +1,7 @@
 """The batcher by itself: what is in a batch, who gets it, and what happens when things fail."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from kserve.errors import InvalidInput, ModelNotReady
 
 from model import shapes
-from model.batcher import Batcher, GatheredModel
+from model.batcher import Batcher, GatheredModel, InThread
 from model.protocol import Answer, Request
 
 
@@ -157,40 +158,71 @@ def test_who_has_gone_is_not_worked_for():
     asyncio.run(main())
 
 
-def test_a_full_queue_refuses():
-    """One in work, two waiting, the next is refused; then there is room again."""
-
-    async def main():
-        batcher = Batcher(Work(), most_waiting=2)
-        asked = [asyncio.ensure_future(batcher(item)) for item in "abcd"]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert answers[:3] == ["A", "B", "C"] and isinstance(answers[3], asyncio.QueueFull)
-        assert await batcher("e") == "E"
-
-    asyncio.run(main())
-
-
 class Slow:
     """A model that takes half a second for a batch."""
 
     name, ready = "slow", True
 
-    async def answer_all(self, batch, place):
+    well = True
+
+    async def answer_all(self, batch, place, ids, here):
         """One label for each picture."""
         await asyncio.sleep(0.5)
         return [Answer([["x"] * 5], np.zeros((1, 5)), "w", 0, 0, 0) for _ in batch]
 
+    async def healthy(self):
+        """As it is told."""
+        return self.well
 
-def test_overload_and_the_time_limit():
-    """A full queue is ModelNotReady (503), too long a wait TimeoutError (504), in a sentence."""
+
+def test_the_time_limit():
+    """Too long a wait is TimeoutError (504), or ModelNotReady (503) when nobody works at all."""
 
     async def main():
-        model = GatheredModel(Slow(), most_waiting=1, timeout_s=0.1)
+        slow = Slow()
+        model = GatheredModel(slow, timeout_s=0.1)
         asked = [model.predict(Request([b"x"])) for _ in range(3)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(a) for a in answers] == [TimeoutError, TimeoutError, ModelNotReady]
+        assert [type(a) for a in answers] == [TimeoutError] * 3
         assert "slow gave no answer within 0.1 seconds" in str(answers[0])
-        assert "queue is full" in str(answers[2])
+        slow.well = False
+        with pytest.raises(ModelNotReady):
+            await model.predict(Request([b"x"]))
+
+    asyncio.run(main())
+
+
+class Stopping:
+    """A model whose thread waits until it is let go."""
+
+    progressed = 0.0
+
+    def __init__(self):
+        self.go = threading.Event()
+
+    def use_threads(self):
+        """Nothing to set."""
+
+    def answer_all(self, batch):
+        """When it may."""
+        self.go.wait(10)
+        return batch
+
+
+def test_a_thread_that_is_stuck_can_be_told():
+    """Idle is who has a batch and makes no progress with it, and nobody else."""
+
+    async def main():
+        model = Stopping()
+        thread = InThread(model)
+        assert thread.idle_s() == 0
+        busy = asyncio.ensure_future(thread(["batch"]))
+        await asyncio.sleep(0.3)
+        assert 0.2 < thread.idle_s() < 5
+        model.progressed = time.monotonic()
+        assert thread.idle_s() < 0.2
+        model.go.set()
+        assert await busy == ["batch"] and thread.idle_s() == 0
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from kserve.protocol.infer_type import RequestedOutput
 from matplotlib import cbook
 
 from model import shapes
-from model.bench import client
+from model.bench import client, trial
 from model.bench.server import ServerProcess
 from tests.conftest import BOTH, Traces
 from tests.samples import GOOD
@@ -133,6 +133,22 @@ def test_metadata_and_readiness(server):
             return ready, await connection.is_server_live()
 
     assert asyncio.run(over_grpc()) == (True, True)
+
+
+@BOTH
+def test_each_request_is_counted_once(server):
+    """At /metrics, over HTTP and gRPC, by what became of it."""
+    before = trial.metrics(server)
+    assert client.v1(server, [GOOD]) and asyncio.run(client.grpc(server, [GOOD]))
+    requests.post(server.predict, b"no json")
+    with pytest.raises(grpc.aio.AioRpcError):
+        asyncio.run(client.grpc(server, [b"no picture"]))
+    after = trial.metrics(server)
+    grew = {name: after[name] - before.get(name, 0) for name in after if "requests_total" in name}
+    outcomes = {"answered": 2, "invalid": 2, "failed": 0, "refused": 0}
+    for outcome, count in outcomes.items():
+        assert grew.get(f"inference_requests_total {outcome}", 0) == count
+    assert after["inference_requests_inside"] == 0
 
 
 @BOTH

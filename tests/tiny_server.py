@@ -15,7 +15,8 @@ def main() -> None:
     with Cluster(address=args.address):
         handles = {app: serve.get_app_handle(app) for app in ("steady", "mortal", "narrow")}
         models = [ReplicatedModel("hurried-narrow", handles["narrow"], timeout_s=0.5)]
-        models += [ReplicatedModel(f"mended-{app}", handle) for app, handle in handles.items()]
+        limits = {"timeout_s": 12, "attempt_s": 12}
+        models += [ReplicatedModel(f"mended-{app}", h, **limits) for app, h in handles.items()]
         models += [RayModel(f"stock-{app}", handle) for app, handle in handles.items()]
         for model in models:
             model.load()
