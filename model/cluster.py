@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import ray
@@ -24,7 +26,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import RequestRouterConfig
 
 from model import SHARED, CannotStart
-from model.options import age, cores
+from model.options import age, cores, of_replica
 
 LOOPBACK = "127.0.0.1"
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, made for Macs
@@ -137,6 +139,10 @@ class Cluster:
             if args.device == "cuda" and gpus == 0:
                 raise CannotStart("the Ray cluster has no GPU: start with --device cpu, or auto")
         options = {
+            # Ray itself makes up another version each time, and so replaces every replica even
+            # when only their number is to change. It takes ours from `_internal` callers only.
+            "version": _version(args),
+            "_internal": True,
             "num_replicas": args.num_replicas,
             "max_ongoing_requests": args.max_ongoing_requests,
             "max_queued_requests": args.max_queued_requests,
@@ -253,6 +259,17 @@ def _only_what_is_needed() -> Iterator[None]:
         mock.patch(services, return_value=(None, None)),
     ):
         yield
+
+
+def _version(args: argparse.Namespace) -> str:
+    """Of a replica: another when it is made otherwise, or its code is.
+
+    And when the number is to follow the load: Ray has replicas report for that only from their
+    start on.
+    """
+    made = repr((sorted(of_replica(args).items()), args.num_replicas == "auto")).encode()
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(made + code).hexdigest()[:12]
 
 
 def _serve_runs() -> bool:

@@ -46,7 +46,7 @@ def assert_nothing_lost(done: trial.Trial, refused: bool = False) -> None:
 def test_a_replica_is_killed(served, work):
     """Its requests are sent to another replica; they are counted apart, and answered once."""
     for _ in range(3):  # it may happen to have none
-        done = reliability.killed(served, work, seconds=7, every=7)
+        done = reliability.killed(served, work, seconds=6, every=6)
         assert_nothing_lost(done)
         if done.again:
             break
@@ -56,7 +56,7 @@ def test_a_replica_is_killed(served, work):
 
 def test_all_replicas_are_killed(served, work):
     """Who is in waits for a new one; new ones are told to come again; readiness is the truth."""
-    done = reliability.all_killed(served, work, seconds=6)
+    done = reliability.all_killed(served, work, seconds=4)
     assert_nothing_lost(done, refused=True)
     assert done.refused > 0
     assert done.facts["not ready after, s"] < 3  # one, on a machine that is not busy
@@ -67,7 +67,7 @@ def test_all_replicas_are_killed(served, work):
 def test_a_replica_is_stuck(served, work):
     """What it holds goes to another, and it is replaced."""
     before = trial.replicas(served)
-    done = reliability.stuck(served, work, seconds=6)
+    done = reliability.stuck(served, work, seconds=4)
     assert_nothing_lost(done)
     assert done.again > 0
     assert len({p.pid for p in before} & {p.pid for p in trial.replicas(served)}) == 1
@@ -75,12 +75,12 @@ def test_a_replica_is_stuck(served, work):
 
 def test_the_controller_is_killed(served, work):
     """Serve goes on without its controller, and Ray starts it again."""
-    assert_nothing_lost(reliability.controller(served, work, seconds=6))
+    assert_nothing_lost(reliability.controller(served, work, seconds=5))
 
 
 def test_overload(served, work):
     """Those who are let in wait as long as the queue is, the others are told so at once."""
-    done = reliability.overload(served, work, seconds=10)
+    done = reliability.overload(served, work, seconds=7)
     assert_nothing_lost(done, refused=True)
     facts = done.facts
     assert done.refused > done.answered / 2
@@ -115,7 +115,7 @@ def test_a_full_gate_over_http_and_grpc(served, work):
 
     eight = Workload(work.pictures, work.labels, each=8)
     before = trial.metrics(served)["inference_requests_total refused"]
-    trial.under(served, "", eight, 7, [(1.5, "", ask)], clients=70)
+    trial.under(served, "", eight, 4, [(1.5, "", ask)], clients=70)
     assert int(refusals[0].headers["Retry-After"]) >= 1
     assert "busy" in refusals[0].json()["error"]
     told = trial.metrics(served)
@@ -165,9 +165,9 @@ def workers(server: ServerProcess, work: Workload) -> set[str]:
 def test_another_number_and_another_version(served, work):
     """A third replica, then two of another version: other processes, and nothing lost."""
     before = trial.replicas(served)
-    assert_nothing_lost(reliability.changed(served, work, "", 3, seconds=9))
+    assert_nothing_lost(reliability.changed(served, work, "", 3, seconds=8))
     assert len(trial.replicas(served)) == 3
-    other = reliability.changed(served, work, "", 2, *reliability.OTHER, seconds=9)
+    other = reliability.changed(served, work, "", 2, *reliability.OTHER, seconds=8)
     assert_nothing_lost(other)
     gone = {p.pid for p in before} & {p.pid for p in trial.replicas(served)}
     assert not gone, "replicas of the old version run on"
@@ -184,7 +184,7 @@ def test_weights_are_loaded_again(served, work):
 
 def test_autoscaling(served, work):
     """A second replica comes with the load and goes with it."""
-    done = reliability.scaled(served, work, seconds=16)
+    done = reliability.scaled(served, work, seconds=12, delay=1)
     assert_nothing_lost(done, refused=True)
     assert done.facts["2 replicas serve after, s"] < 60
     assert done.facts["1 replica after, s"] < 60
@@ -203,4 +203,4 @@ def test_sigterm(served, work):
 
 def test_a_node_is_lost(work):
     """Replicas come back on the node that is left."""
-    assert_nothing_lost(reliability.node(work, seconds=8))
+    assert_nothing_lost(reliability.node(work, seconds=5))

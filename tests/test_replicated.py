@@ -140,11 +140,11 @@ def test_4_grpc_requests_reach_the_replica(server, kind):
 
 @KINDS
 def test_5_an_error_of_the_model_arrives_as_itself(server, kind):
-    """The model's own sentence; stock sends a coloured traceback with pid and address."""
+    """The model's own sentence; stock sends a remote traceback with pid and address."""
     answer = ask(server, f"{kind}-steady", "refuse")
     assert answer.status_code == 400
     if kind == "stock":
-        assert "\x1b[" in answer.json()["error"] and "pid=" in answer.json()["error"]
+        assert "pid=" in answer.json()["error"] and "ip=" in answer.json()["error"]
     else:
         assert answer.json() == {"error": "there is no such picture"}
 

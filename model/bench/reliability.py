@@ -121,7 +121,7 @@ def overload(server: ServerProcess, work: Workload, seconds: float = 60) -> Tria
     So large, they cost much to answer and little to send and to refuse.
     """
     eight = Workload(work.pictures[:16], work.labels[:16], each=8)
-    calm = seconds / 10
+    calm = max(2.0, seconds / 10)
     capacity = under(server, "", eight, calm, clients=8).run.throughput
     alone = under(server, "", work, calm, clients=1).latency_s(0.5)
     memory: list[int] = []
@@ -165,16 +165,21 @@ def changes(server: ServerProcess, work: Workload) -> Iterator[Trial]:
     yield changed(server, work, "weights loaded again", 2, *OTHER, "--reload")
 
 
-def scaled(server: ServerProcess, work: Workload, seconds: float = 25) -> Trial:
-    """The load rises and falls, and the number of replicas with it."""
-    auto = ("--num_replicas", "auto", "--max_replicas", "2", "--downscale_delay_s", "3")
-    redeploy(server, "--cpus_per_replica", "0.5", *auto, *OTHER)
+def scaled(server: ServerProcess, work: Workload, seconds: float = 25, delay: float = 3) -> Trial:
+    """The load rises and falls, and the number of replicas with it.
+
+    delay: seconds for which the load must ask for another number.
+    """
+    auto = ["--num_replicas", "auto", "--max_replicas", "2", "--cpus_per_replica", "0.5"]
+    auto += ["--upscale_delay_s", str(delay), "--downscale_delay_s", str(delay)]
+    redeploy(server, *auto, *OTHER)
     whole(server, 1)
     with watched(server, metrics, 0.2) as told:
         low = under(server, "", work, 3, clients=1)
-        trial = under(server, "autoscaling from 1 to 2 replicas and back", work, seconds)
+        what = "autoscaling from 1 to 2 replicas and back"
+        trial = under(server, what, work, seconds, clients=32)
         fell = time.time()
-        last = under(server, "", work, 15, clients=1)
+        last = under(server, "", work, delay + 8, clients=1)
     seen = [(when, what["inference_replicas"]) for when, what in told]
     up = next((t for t, n in seen if n == 2), math.inf)
     down = next((t for t, n in seen if t > up and n == 1), math.inf)
