@@ -250,7 +250,7 @@ def milliseconds(parts: dict[str, dict[str, float]], title: str) -> Figure:
 def through(trials: dict[str, Trial], title: str) -> Figure:
     """Every request of each variant's trial: when it was due, how long it took, what it came to.
 
-    Dashed lines say when something was done to the server.
+    Dashed lines say when something was done to the server; what has no name is left out.
     """
     looks = {"answered": (BLUE, "."), "told to come again": (GREY, "|"), "failed": (ORANGE, "x")}
     with plt.rc_context(STYLE):
@@ -263,7 +263,7 @@ def through(trials: dict[str, Trial], title: str) -> Figure:
             for fate, (colour, marker) in looks.items():
                 x, y = zip(*points[fate], strict=True) if points[fate] else ((), ())
                 axes.scatter(x, y, s=28, color=colour, marker=marker, lw=1, label=fate)
-            for when, what in trial.deeds:
+            for when, what in (deed for deed in trial.deeds if deed[1]):
                 axes.axvline(when - trial.run.began, color=GREY, ls="--", lw=1)
                 top = (when - trial.run.began, 1)
                 where = ("data", "axes fraction")
