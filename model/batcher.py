@@ -136,7 +136,8 @@ class GatheredModel(PictureModel):
         if self._batcher is None:
             self._batcher = Batcher(self._answer_all, **self._batching, length=_pictures)
             WAITING.set_function(lambda: self._batcher.waiting)
-        payload = payload._replace(id=(headers or {}).get("x-request-id", ""))
+        name = (headers or {}).get("x-request-id") or getattr(payload.infer, "id", None) or ""
+        payload = payload._replace(id=name)
         try:
             answer = await asyncio.wait_for(self._batcher(payload), self.timeout_s)
         except TimeoutError:

@@ -14,6 +14,11 @@ from model.metrics import INSIDE, LIMIT, REQUESTS
 RETRY_AFTER_S = 1  # what a client that got 503 is told to wait
 FULL = "The server is busy and its queue is full: try again later."
 ID = b"x-request-id"
+OUTCOMES = {  # of a call that raised; all others failed
+    grpc.StatusCode.INVALID_ARGUMENT: "invalid",
+    grpc.StatusCode.NOT_FOUND: "invalid",
+    grpc.StatusCode.UNAVAILABLE: "refused",
+}
 
 
 class Gate:
@@ -96,7 +101,7 @@ def _outcome(status: int) -> str:
     if status == 0:  # the client has gone, and nobody was answered
         return "abandoned"
     if status >= 500:
-        return "failed"
+        return "refused" if status == 503 else "failed"
     return "invalid" if status >= 400 else "answered"
 
 
@@ -123,8 +128,7 @@ class GrpcGate(grpc.aio.ServerInterceptor):
                 try:
                     answer = await handler.unary_unary(request, context)
                 except grpc.aio.AbortError:
-                    invalid = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-                    counted["outcome"] = "invalid" if context.code() in invalid else "failed"
+                    counted["outcome"] = OUTCOMES.get(context.code(), "failed")
                     raise
                 counted["outcome"] = "answered"
                 return answer

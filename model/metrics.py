@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 REQUESTS = Counter(
     "inference_requests",
     "Requests for predictions, each counted once, by what became of it",
-    ["outcome"],  # answered, invalid (4xx), refused (at once, for overload), failed, abandoned
+    ["outcome"],  # answered, invalid (4xx), refused (503), failed, abandoned by the client
 )
 RETRIES = Counter(
     "inference_retries", "Requests that were sent to another replica, by the reason", ["reason"]

@@ -1,7 +1,6 @@
 """The batcher by itself: what is in a batch, who gets it, and what happens when things fail."""
 
 import asyncio
-import threading
 import time
 
 import numpy as np
@@ -11,6 +10,8 @@ from kserve.errors import InvalidInput, ModelNotReady
 from model import shapes
 from model.batcher import Batcher, GatheredModel, InThread
 from model.protocol import Answer, Request
+from model.replica import Replica
+from tests.tiny_models import Stopping
 
 
 class Work:
@@ -192,23 +193,6 @@ def test_the_time_limit():
     asyncio.run(main())
 
 
-class Stopping:
-    """A model whose thread waits until it is let go."""
-
-    progressed = 0.0
-
-    def __init__(self):
-        self.go = threading.Event()
-
-    def use_threads(self):
-        """Nothing to set."""
-
-    def answer_all(self, batch):
-        """When it may."""
-        self.go.wait(10)
-        return batch
-
-
 def test_a_thread_that_is_stuck_can_be_told():
     """Idle is who has a batch and makes no progress with it, and nobody else."""
 
@@ -223,6 +207,40 @@ def test_a_thread_that_is_stuck_can_be_told():
         assert thread.idle_s() < 0.2
         model.go.set()
         assert await busy == ["batch"] and thread.idle_s() == 0
+
+    asyncio.run(main())
+
+
+def test_a_stuck_replica_is_not_well():
+    """Its health check raises once its batch has made no progress for too long, not before."""
+
+    async def main():
+        replica = Replica("tests.tiny_models:Stopping", stuck_s=0.2)
+        replica.check_health()
+        busy = asyncio.ensure_future(replica.answer_all(["batch"], 0, ["id"], 1))
+        await asyncio.sleep(0.05)
+        replica.check_health()
+        await asyncio.sleep(0.3)
+        with pytest.raises(RuntimeError, match="no progress"):
+            replica.check_health()
+        replica._loaded.go.set()
+        assert await busy == ["batch"]
+        replica.check_health()
+
+    asyncio.run(main())
+
+
+def test_a_replica_tells_what_waits_in_front():
+    """For a while after a batch has told it so."""
+
+    async def main():
+        replica = Replica("tests.tiny_models:Stopping")
+        assert replica.record_autoscaling_stats() == {"here": 0}
+        replica._loaded.go.set()
+        await replica.answer_all(["batch"], 0, ["id"], 17)
+        assert replica.record_autoscaling_stats() == {"here": 17}
+        replica._told -= 60
+        assert replica.record_autoscaling_stats() == {"here": 0}
 
     asyncio.run(main())
 

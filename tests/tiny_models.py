@@ -1,7 +1,8 @@
-"""A model without a network, whose replicas the tests make wait, fail and die."""
+"""Models without a network, which the tests make wait, fail and die."""
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 from kserve import InferOutput, InferRequest, InferResponse, Model
@@ -56,3 +57,23 @@ class Tiny(Model):
     async def explain(self, payload, headers=None):
         """An answer that no prediction looks like."""
         return {"explanations": ["because"]}
+
+
+class Stopping:
+    """A model whose thread waits until it may `go`."""
+
+    progressed = 0.0
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def use_threads(self) -> None:
+        """Nothing to set."""
+
+    def answer_all(self, batch: list) -> list:
+        """The batch itself, when it may."""
+        self.go.wait(10)
+        return batch
