@@ -89,8 +89,10 @@ class HttpGate:
         if gate.is_full():
             return await _refuse(send_with_headers)
         with gate.entered() as request:
-            await self.app(scope, receive, send_with_headers)
-            request["outcome"] = _outcome(status)
+            try:
+                await self.app(scope, receive, send_with_headers)
+            finally:  # an unexpected error is answered with 500 and then raised
+                request["outcome"] = _outcome(status)
 
 
 def _asks_for_predictions(scope) -> bool:
@@ -98,7 +100,7 @@ def _asks_for_predictions(scope) -> bool:
 
 
 def _outcome(status: int) -> str:
-    if status == 0:  # the client has gone, and nobody was answered
+    if status == 0:  # the client went away before all of its request was here
         return "abandoned"
     if status >= 500:
         return "refused" if status == 503 else "failed"
@@ -124,6 +126,8 @@ class GrpcGate(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(_refuse_call)
 
         async def infer(request, context):
+            if gate.is_full():  # others have come in while the message came
+                await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
             with gate.entered() as counted:
                 try:
                     answer = await handler.unary_unary(request, context)

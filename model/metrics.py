@@ -1,6 +1,7 @@
 """What a server tells at `/metrics` beside KServe's own times of preprocess, predict, postprocess.
 
-All of it is counted in KServe's process, also when replicas do the work.
+It is counted in KServe's process, also when replicas do the work. (But where replicas gather
+batches themselves, nothing is known here of batches and of who waits for one.)
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -8,7 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 REQUESTS = Counter(
     "inference_requests",
     "Requests for predictions, each counted once, by what became of it",
-    ["outcome"],  # answered, invalid (4xx), refused (503), failed, abandoned by the client
+    ["outcome"],  # answered, invalid (4xx), refused (503), failed, abandoned (half sent)
 )
 RETRIES = Counter(
     "inference_retries", "Requests that were sent to another replica, by the reason", ["reason"]

@@ -12,7 +12,8 @@ from model.replica import Replica
 def main() -> None:
     """Deploy the model of a running server anew, with these options, and wait until it is done.
 
-    Ray Serve changes what differs: another number of replicas is started or drained; replicas that
+    Give all options that the replicas are to have: what is left out returns to its default. Ray
+    Serve changes what differs: another number of replicas is started or drained; replicas that
     are to be made otherwise are replaced in turn, each new one before the next old one goes;
     `--reload` has each load its weights again. The server in front goes on. Its own options are
     as it was started: `--batching`, the limits, the ports.

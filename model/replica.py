@@ -13,7 +13,7 @@ from ray.serve.request_router import RequestRouter
 from model.batcher import GatheredModel, InThread
 from model.protocol import Answer, Images
 
-FRESH_S = 2.0  # what a batch said about the queue is forgotten after this
+FRESH_S = 2.0  # what the last batch said about the queue is forgotten after this
 logger = logging.getLogger("ray.serve")  # in a replica it writes to the replica's log file
 
 
@@ -40,7 +40,8 @@ class Replica:
         self._model = self._loaded = getattr(importlib.import_module(module), name)(**made_with)
         self._loaded.load()
         self._in_thread, self._stuck_s = None, stuck_s
-        self._here, self._told, self._config = 0, float("-inf"), None
+        self._here, self._told, self._batches = 0, float("-inf"), 0
+        self._asked: float | None = None
         if gather is not None:
             self._model = self._in_thread = GatheredModel(self._loaded, **gather)
 
@@ -63,7 +64,11 @@ class Replica:
             self._in_thread = InThread(self._loaded)
         self._here, self._told = here, time.monotonic()
         logger.info("requests %s", ", ".join(ids))
-        return await self._in_thread(batch)
+        self._batches += 1
+        try:
+            return await self._in_thread(batch)
+        finally:
+            self._batches -= 1
 
     def check_health(self) -> None:
         """Ray asks this again and again; who raises three times is replaced."""
@@ -72,17 +77,20 @@ class Replica:
             raise RuntimeError(f"the batch in work has made no progress for {idle_s:.0f} s")
 
     async def reconfigure(self, config: dict) -> None:
-        """Load the model again when the deployment's `user_config` changes; requests go on.
+        """Load the model again when the deployment's `user_config` asks for it; requests go on.
 
-        Ray calls this also once the replica is made.
+        config: {"loaded": a moment}; a later one than before asks for it. Ray calls this also
+        once the replica is made.
         """
-        before, self._config = self._config, config
-        if before is not None and before != config:
+        when = config["loaded"]
+        if self._asked is not None and when > self._asked:
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.load)
+        self._asked = max(when, self._asked or when)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray's controller hands to `by_requests_here`."""
-        return {"here": self._here if time.monotonic() - self._told < FRESH_S else 0}
+        fresh = self._batches or time.monotonic() - self._told < FRESH_S
+        return {"here": self._here if fresh else 0}
 
     async def healthy(self) -> bool:
         """Whether the model is loaded."""

@@ -45,8 +45,8 @@ class ReplicatedModel(RayModel):
     - a request waits at most `timeout_s` and then raises TimeoutError (HTTP 504).
 
     Sending it again is safe because a prediction changes nothing. A request that itself kills the
-    replicas that get it is given up after three. While no replica runs, requests that are in
-    already wait for one; new ones are told to come again.
+    replicas that get it is given up after three, with those in its batch. While no replica runs,
+    requests that are in already wait for one; new ones are told to come again.
 
     The deployment loads its model in its constructor, as `Replica` does: Ray runs that once for
     every replica, the first ones and those it starts later.
@@ -142,25 +142,27 @@ class ReplicatedModel(RayModel):
     ) -> Any:
         """Call a replica's method, and another's where one is lost or takes too long.
 
-        requests: the ids of those that the call is for. What nobody waits for any more is
-        cancelled in the replica too.
+        requests: the ids of those that the call is for. A call that is given up, or that nobody
+        waits for any more, is cancelled in the replica too.
         """
-        deadline = time.monotonic() + self.timeout_s
-        for attempt in range(1, ATTEMPTS + 1):
+        deadline, attempt = time.monotonic() + self.timeout_s, 0
+        while True:
             left = deadline - time.monotonic()
-            response = method.remote(*args, **kwargs)
             try:
+                response = method.remote(*args, **kwargs)
                 return await asyncio.wait_for(response, min(left, self.attempt_s))
             except asyncio.CancelledError:  # the client has gone
                 response.cancel()
                 raise
             except Exception as error:
-                if isinstance(error, TimeoutError):
+                if isinstance(error, TimeoutError) and not isinstance(error, RayTaskError):
                     response.cancel()
                 # The model's own errors are RayTaskErrors, whatever else they are.
                 lost = isinstance(error, RayActorError | TimeoutError)
                 if not lost or isinstance(error, RayTaskError):
                     raise self._translated(error) from None
+                # While no replica runs the call waits in vain, and no attempt is made.
+                attempt += 1 if self._running or isinstance(error, RayActorError) else 0
                 if attempt == ATTEMPTS or time.monotonic() > deadline:
                     raise self._translated(error) from None
                 RETRIES.labels(type(error).__name__).inc(len(requests))
@@ -177,7 +179,8 @@ class ReplicatedModel(RayModel):
         if isinstance(error, TimeoutError) and not self._running:
             return ModelNotReady(self.name, "None of its replicas runs.")
         if isinstance(error, TimeoutError):
-            return TimeoutError(f"{self.name} gave no answer within {self.timeout_s:g} seconds.")
+            limit = min(self.timeout_s, ATTEMPTS * self.attempt_s)
+            return TimeoutError(f"{self.name} gave no answer within {limit:g} seconds.")
         if isinstance(error, BackPressureError):
             return ModelNotReady(self.name, "Its replicas are busy and the queue is full.")
         if isinstance(error, RayError | RayServeException):

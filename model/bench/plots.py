@@ -274,8 +274,14 @@ def through(trials: dict[str, Trial], title: str) -> Figure:
             axes.set_xlim(left=0)
         axes.set_xlabel("when the request was due, seconds")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        handles, fates = axes.get_legend_handles_labels()
+        seen = [i for i, fate in enumerate(fates) if any(t.points()[fate] for t in trials.values())]
         figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+            [handles[i] for i in seen],
+            [fates[i] for i in seen],
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
         )
         figure.tight_layout(rect=(0, 0.06, 1, 1))
         plt.close(figure)

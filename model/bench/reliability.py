@@ -1,9 +1,10 @@
 """Does to servers, under load, what production will: `make reliability` prints README's tables.
 
-Each function does one thing to servers and returns what came of it, a Trial. ARGS of make names
+Each function does something to servers and returns what came of it, Trials. ARGS of make names
 single ones; `soak` runs for half an hour and only when it is named.
 """
 
+import contextlib
 import json
 import math
 import secrets
@@ -70,7 +71,14 @@ def all_killed(server: ServerProcess, work: Workload, seconds: float = 30) -> Tr
 
     with watched(server) as told:
         deeds = [(2.0, "all killed", kill)]
-        trial = under(server, "all replicas killed at once", work, seconds, deeds, rate=20)
+        trial = under(
+            server,
+            "all replicas killed at once, 20 requests a second",
+            work,
+            seconds,
+            deeds,
+            rate=20,
+        )
         whole(server, 2)
     (when, _), *_ = trial.deeds
     down = next((t for t, state in told if t > when and state["model ready"] != "200"), math.inf)
@@ -153,6 +161,7 @@ def changed(
     """The server is redeployed with other options."""
     options = (*HALVES, "--num_replicas", str(count), *options)
     trial = under(server, what, work, seconds, [(1.0, what, lambda: redeploy(server, *options))])
+    trial.facts["the change was done after, s"] = trial.seconds[0]
     whole(server, count)
     return trial
 
@@ -176,7 +185,7 @@ def scaled(server: ServerProcess, work: Workload, seconds: float = 25, delay: fl
     whole(server, 1)
     with watched(server, metrics, 0.2) as told:
         low = under(server, "", work, 3, clients=1)
-        what = "autoscaling from 1 to 2 replicas and back"
+        what = "autoscaling from 1 to 2 replicas and back, 32 clients"
         trial = under(server, what, work, seconds, clients=32)
         fell = time.time()
         last = under(server, "", work, delay + 8, clients=1)
@@ -211,7 +220,11 @@ def soak(server: ServerProcess, work: Workload, minutes: float = 30) -> Trial:
     capacity = under(server, "", work, 10).run.throughput
 
     def sizes(_: ServerProcess) -> dict[psutil.Process, tuple[float, int]]:
-        return {p: (p.memory_full_info().uss / 1e6, p.num_fds()) for p in server.processes()}
+        found = {}
+        for process in server.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[process] = process.memory_full_info().uss / 1e6, process.num_fds()
+        return found
 
     with watched(server, sizes, every=10) as told:
         what = f"{minutes:g} minutes at 70 % of what it can do"

@@ -1,4 +1,4 @@
-"""The published way, to compare with: KServe's own RayModel, and Ray Serve's own defaults.
+"""The published way, to compare with: KServe's own RayModel before a deployment of the model.
 
 `python -m model.bench.stock_server`, with the options of model.ray_server.
 """
@@ -24,10 +24,11 @@ class Loaded(AlexNetModel):
 
 
 def main() -> None:
-    """Serve until SIGTERM or Ctrl-C; of the options, only what the published example sets counts.
+    """Serve until SIGTERM or Ctrl-C.
 
-    One thing is not the default: a replica takes as many requests as ours. With Ray's five,
-    throughput falls as clients are added, which is another story.
+    RayModel and the deployment's settings are the published ones; the model, the HTTP server
+    around them and Ray's start are ours. One setting is not the default: a replica takes as many
+    requests as ours. With Ray's five, throughput falls as clients are added: another story.
     """
     args = options.ray_options()
     with Cluster.of(args) as cluster:

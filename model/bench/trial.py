@@ -23,7 +23,8 @@ TURNED_AWAY = "HTTP 503"
 CLIENTS = 16
 WHOLE_WITHIN_S = 60
 
-Deed = tuple[float, str, Callable[[], object]]  # when, seconds after the load began; what
+# When, in seconds after the load's process was started; its name; what to do.
+Deed = tuple[float, str, Callable[[], object]]
 
 
 @dataclass
@@ -34,13 +35,16 @@ class Trial:
     run: Run
     again: int = 0  # requests that were sent to another replica
     counted: int = 0  # requests that the server's own metrics say were answered
-    deeds: list[tuple[float, str]] = field(default_factory=list)  # when they were done, and what
+    deeds: list[tuple[float, str]] = field(default_factory=list)  # when begun, and what
+    seconds: list[float] = field(default_factory=list)  # that each deed took
+    ends: bool = False  # whether the server was to end
     facts: dict[str, float | str] = field(default_factory=dict)  # what else was measured
 
     @property
     def refused(self) -> int:
-        """Requests told to come again, or that found the server's door closed at its end."""
-        return self.run.errors.get(TURNED_AWAY, 0) + self.run.errors.get(REFUSED, 0)
+        """Requests told to come again, or that found the door closed of a server that ended."""
+        closed = self.run.errors.get(REFUSED, 0) if self.ends else 0
+        return self.run.errors.get(TURNED_AWAY, 0) + closed
 
     @property
     def failed(self) -> int:
@@ -65,12 +69,9 @@ class Trial:
 
     def points(self) -> dict[str, list[tuple[float, float]]]:
         """What became of requests -> (when it was due, how long it took) of each, in seconds."""
-        fates = {
-            RIGHT: "answered",
-            TURNED_AWAY: "told to come again",
-            REFUSED: "told to come again",
-        }
-        found = {"answered": [], "told to come again": [], "failed": []}
+        again = "told to come again"
+        fates = {RIGHT: "answered", TURNED_AWAY: again} | ({REFUSED: again} if self.ends else {})
+        found = {"answered": [], again: [], "failed": []}
         for s in self.run.samples:
             found[fates.get(s.outcome, "failed")].append((s.due, s.done - s.due))
         return found
@@ -139,11 +140,14 @@ def watched(
     Yields the growing list of (when, since 1970; what was told).
     """
     told: list[tuple[float, dict]] = []
-    over = threading.Event()
+    over, failures = threading.Event(), []
 
     def watch() -> None:
         while not over.wait(every):
-            told.append((time.time(), ask(server)))
+            try:
+                told.append((time.time(), ask(server)))
+            except requests.RequestException as error:  # the next answer may come
+                failures.append(error)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -152,6 +156,8 @@ def watched(
     finally:
         over.set()
         thread.join()
+    if failures and not told:
+        raise failures[0]
 
 
 def replicas(server: ServerProcess) -> list[psutil.Process]:
@@ -163,7 +169,7 @@ def replicas(server: ServerProcess) -> list[psutil.Process]:
 
 def _is_replica(process: psutil.Process, token: str | None) -> bool:
     try:
-        if not process.name().startswith("ray::ServeRep"):
+        if not " ".join(process.cmdline()).startswith("ray::ServeReplica"):
             return False
         return token is None or process.environ().get("RAY_AUTH_TOKEN") == token
     except psutil.Error:
@@ -199,7 +205,7 @@ def under(
     patience_s: how long a client waits for its answer. ends: the server is gone afterwards, and
     its metrics with it. What a deed raises is raised here, once the load is over.
     """
-    before, done = metrics(server), []
+    before, done, took = metrics(server), [], []
 
     def do() -> None:
         began = time.monotonic()
@@ -207,8 +213,10 @@ def under(
             if over.wait(max(0.0, began + at - time.monotonic())):
                 return
             done.append((time.time(), name))
+            began_deed = time.monotonic()
             try:
                 deed()
+                took.append(time.monotonic() - began_deed)
             except Exception as error:
                 failures.append(error)
                 return
@@ -231,12 +239,15 @@ def under(
     after = before if ends else metrics(server)
     name = "inference_requests_total answered"
     counted = 0 if ends else after.get(name, 0) - before.get(name, 0)
-    return Trial(what, run, again(after) - again(before), round(counted), done)
+    return Trial(what, run, again(after) - again(before), round(counted), done, took, ends)
 
 
 def kill_one(server: ServerProcess, number: int = signal.SIGKILL) -> psutil.Process:
     """Send a signal to one of its replicas, drawn by chance."""
-    victim = random.choice(replicas(server))
+    there = replicas(server)
+    if not there:
+        raise RuntimeError("there is no replica to send a signal to")
+    victim = random.choice(there)
     victim.send_signal(number)
     return victim
 
@@ -244,7 +255,7 @@ def kill_one(server: ServerProcess, number: int = signal.SIGKILL) -> psutil.Proc
 def kill_helper(server: ServerProcess, name: str) -> None:
     """SIGKILL to the process of Ray or Serve with that name."""
     for process in server.processes():
-        if process.name().startswith(name):
+        if name in " ".join(process.cmdline())[:200]:
             process.kill()
 
 
@@ -252,6 +263,7 @@ def redeploy(server: ServerProcess, *options: str) -> None:
     """`python -m model.redeploy` for a server that was started with a token of ours."""
     address = re.search(r"Ray at (\S+),", server.log.read_text())[1]
     command = [sys.executable, "-m", "model.redeploy", "--address", address, *options]
-    subprocess.run(
-        command, env=server.process.environ(), check=True, capture_output=True, timeout=120
-    )
+    env = server.process.environ()  # with the token that lets others join its cluster
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    if ran.returncode:
+        raise RuntimeError(f"model.redeploy failed: {ran.stderr[-1000:]}")
