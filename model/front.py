@@ -72,6 +72,9 @@ class StrictModelServer(ModelServer):
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # nothing is served yet
+            # An event loop that is only half made complains as it goes.
+            sys.unraisablehook = lambda _: None
+            warnings.simplefilter("ignore")
             sys.exit("stopped before it was ready")
         if self._rest_server:
             self._rest_server._server.should_exit = True
