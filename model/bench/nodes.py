@@ -18,6 +18,11 @@ from model.options import free_port
 READY_WITHIN_S = 60
 
 
+def fresh_token() -> dict[str, str]:
+    """The environment of a cluster and of those who may join it."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 class Nodes:
     """A head node and workers, each a raylet with its processes, all on loopback.
 
@@ -30,7 +35,7 @@ class Nodes:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
         port = free_port()
         self.address = f"127.0.0.1:{port}"
-        self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.env = fresh_token()
         self._env = os.environ | self.env | env
         self._started: list[psutil.Popen] = []
         self._end = weakref.finalize(self, _end, self._started, self.folder)
@@ -78,14 +83,6 @@ class Nodes:
             for process in self._started[number].children(recursive=True)
             if process.name() == "raylet"
         )
-
-    def processes(self) -> list[psutil.Process]:
-        """Every process of every node."""
-        found = []
-        for process in self._started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [process, *process.children(recursive=True)]
-        return found
 
     def stop(self) -> None:
         """End all nodes and remove their files; calling it again does nothing."""

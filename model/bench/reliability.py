@@ -7,7 +7,6 @@ single ones; `soak` runs for half an hour and only when it is named.
 import contextlib
 import json
 import math
-import secrets
 import signal
 import sys
 import threading
@@ -18,13 +17,14 @@ import numpy as np
 import psutil
 
 from model.bench.load import Workload
-from model.bench.nodes import Nodes
+from model.bench.nodes import Nodes, fresh_token
 from model.bench.results import machine
 from model.bench.server import ServerProcess
 from model.bench.trial import (
     TURNED_AWAY,
     Trial,
     health,
+    kill_all,
     kill_helper,
     kill_one,
     metrics,
@@ -41,8 +41,7 @@ OTHER = ("--layout", "contiguous")
 
 def ray_server(*options: str) -> ServerProcess:
     """The Ray server with a token of ours, so that others can join its cluster."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return ServerProcess("model.ray_server", *options, **token)
+    return ServerProcess("model.ray_server", *options, **fresh_token())
 
 
 def killed(server: ServerProcess, work: Workload, seconds: float = 60, every: float = 10) -> Trial:
@@ -64,13 +63,8 @@ def killed(server: ServerProcess, work: Workload, seconds: float = 60, every: fl
 
 def all_killed(server: ServerProcess, work: Workload, seconds: float = 30) -> Trial:
     """Every replica is killed at once, as the only one would be: nobody can answer."""
-
-    def kill() -> None:
-        for process in replicas(server):
-            process.kill()
-
     with watched(server) as told:
-        deeds = [(2.0, "all killed", kill)]
+        deeds = [(2.0, "all killed", lambda: kill_all(server))]
         trial = under(
             server,
             "all replicas killed at once, 20 requests a second",
@@ -260,8 +254,7 @@ def states(work: Workload) -> Iterator[dict[str, str]]:
         kill_one(server).wait()
         yield {"state": "one of two replicas dead", **after(1, server)}
         whole(server, 2)
-        for process in replicas(server):
-            process.kill()
+        kill_all(server)
         yield {"state": "all replicas dead", **after(1, server)}
         whole(server, 2)
         yield {"state": "they run again", **health(server)}

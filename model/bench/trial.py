@@ -176,14 +176,13 @@ def _is_replica(process: psutil.Process, token: str | None) -> bool:
         return False
 
 
-def whole(server: ServerProcess, count: int) -> float:
-    """Wait until `count` replicas run; the seconds it took. RuntimeError after a minute."""
+def whole(server: ServerProcess, count: int) -> None:
+    """Wait until `count` replicas run; RuntimeError after a minute."""
     began = time.monotonic()
     while metrics(server)["inference_replicas"] != count or health(server)["model ready"] != "200":
         if time.monotonic() - began > WHOLE_WITHIN_S:
             raise RuntimeError(f"there are no {count} replicas after {WHOLE_WITHIN_S} s")
         time.sleep(0.1)
-    return time.monotonic() - began
 
 
 # -- loads during which something happens ------------------------------------------------------
@@ -250,6 +249,12 @@ def kill_one(server: ServerProcess, number: int = signal.SIGKILL) -> psutil.Proc
     victim = random.choice(there)
     victim.send_signal(number)
     return victim
+
+
+def kill_all(server: ServerProcess) -> None:
+    """SIGKILL to all its replicas."""
+    for process in replicas(server):
+        process.kill()
 
 
 def kill_helper(server: ServerProcess, name: str) -> None:
