@@ -31,8 +31,13 @@ from model.options import age, cores, of_replica
 LOOPBACK = "127.0.0.1"
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, made for Macs
 # The memory that a batch needed is kept for the next one: else the C library gives it back to the
-# system and asks for it anew, page by page, for each batch (GNU's; others ignore this).
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+# system and asks for it anew, page by page, for each batch. All threads take theirs from one heap:
+# with several, each grows by what the others keep (GNU's library; others ignore this).
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_ARENA_MAX": "1",
+}
 # Where replicas report their queues: every second, not every ten, so that their number follows the
 # load; who fails the health check is ended at once, not asked to finish what it will not finish.
 PROMPT = {

@@ -7,9 +7,9 @@ import torch
 from kserve.errors import InvalidInput
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
+from model.vision import ImageReadMode, decode_image
 from model.weights import MEAN, STD
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -48,9 +48,21 @@ def pixels(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         ) from None
     except Exception:  # decoders raise nearly anything when a file is broken
         raise InvalidInput("the picture is broken or cut off") from None
-    cropped = F.center_crop(F.resize(decoded, [256], antialias=True), [224, 224])
-    rows = cropped.permute(1, 2, 0).reshape(224, 224 * 3)
+    rows = _middle(decoded).permute(1, 2, 0).reshape(224, 224 * 3)
     return torch.addcmul(_SHIFT, rows, _SCALE).reshape(224, 224, 3).permute(2, 0, 1)
+
+
+def _middle(picture: Tensor) -> Tensor:
+    """The short side scaled to 256, the middle cut out: uint8 [3, H, W] to [3, 224, 224].
+
+    torchvision's `resize` and `center_crop` call the same and come to the same bytes; importing
+    them takes a replica a second.
+    """
+    short, long = sorted(picture.shape[1:])
+    size = [256 if side == short else 256 * long // short for side in picture.shape[1:]]
+    scaled = interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+    top, left = (round((side - 224) / 2) for side in size)
+    return scaled[:, top : top + 224, left : left + 224]
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -115,8 +115,10 @@ class ReplicatedModel(RayModel):
 
     def stop(self) -> None:
         """End the watch; KServe calls this as it shuts down."""
-        self._stopped, self._watch = True, None
+        watch, self._stopped, self._watch = self._watch, True, None
         self._look_now.set()
+        if watch:  # a look after Ray's end would start a cluster
+            watch.join(STALE_S)
         super().stop()
 
     async def __call__(

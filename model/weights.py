@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models import AlexNet, AlexNet_Weights, alexnet
 
 from model import SHARED, CannotStart, shapes
+from model.vision import AlexNet, AlexNet_Weights, alexnet
 
 FILE = Path(__file__).with_name("shapes.safetensors")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; used for both weights
