@@ -6,7 +6,7 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test notebooks bench peers reliability fuzz lint pins clean
+.PHONY: help lab test notebooks bench peers reliability cluster fuzz lint pins clean
 
 help:
 	@echo "make lab        opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench      measures the ladder of servers, draws imgs/ladder.png (ARGS=... names rungs)"
 	@echo "make peers      measures other servers beside ours, in an environment of their own"
 	@echo "make reliability  does to servers under load what production will (ARGS=... names trials)"
+	@echo "make cluster    does to a cluster of several nodes what a network will (ARGS=... names trials)"
 	@echo "make fuzz       sends both servers 12,500 malformed and odd requests each"
 	@echo "make lint       checks the style only"
 	@echo "make pins       brings requirements.txt up to date with the newest packages"
@@ -56,6 +57,10 @@ peers: .venv-peers/.ready
 reliability: .venv/.ready
 	@echo "reliability: leave the machine to it, for about 10 minutes"
 	@$(PYTHON_BIN) -m model.bench.reliability $(ARGS)
+
+cluster: .venv/.ready
+	@echo "cluster: leave the machine to it, for about 5 minutes"
+	@$(PYTHON_BIN) -m model.bench.cluster $(ARGS)
 
 fuzz: .venv/.ready
 	@echo "fuzz: about 10 minutes"

@@ -7,3 +7,6 @@ class CannotStart(RuntimeError):
 
 # The environment variable that names the folder where processes share weights.
 SHARED = "MODEL_SHARED_FOLDER"
+
+# The environment of a Ray cluster that is not to be reached from elsewhere. Made for Macs, by Ray.
+STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

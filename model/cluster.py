@@ -3,7 +3,7 @@
 import argparse
 import atexit
 import contextlib
-import hashlib
+import ctypes
 import logging
 import os
 import re
@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import ray
@@ -23,13 +22,11 @@ from ray import serve
 from ray._private import ray_constants
 from ray._private.services import get_node_ip_address
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.config import RequestRouterConfig
 
-from model import SHARED, CannotStart
-from model.options import age, cores, of_replica
+from model import SHARED, STAY_ON_LOOPBACK, CannotStart
+from model.options import age, cores
 
 LOOPBACK = "127.0.0.1"
-STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's own way, made for Macs
 # The memory that a batch needed is kept for the next one: else the C library gives it back to the
 # system and asks for it anew, page by page, for each batch. All threads take theirs from one heap:
 # with several, each grows by what the others keep (GNU's library; others ignore this).
@@ -76,6 +73,7 @@ class Cluster:
         self._folder, self._application, self._serve_was_there = None, application, True
         self._joined = False
         atexit.register(self.stop)
+        _one_heap()
         quiet = dict(log_to_driver=False, logging_level=logging.WARNING)
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -130,68 +128,6 @@ class Cluster:
             print(f"replicas log to {cluster._folder}/session_latest/logs/serve", flush=True)
         return cluster
 
-    def deployment_options(self, args: argparse.Namespace) -> dict:
-        """The options of `model.ray_server` as Ray Serve's deployments take them.
-
-        Raises CannotStart when a GPU is asked for and the cluster has none.
-        """
-        gpus = args.gpus_per_replica
-        if gpus is None and args.device == "cpu":
-            gpus = 0
-        elif gpus is None:
-            share = ray.cluster_resources().get("GPU", 0) / args.max_replicas
-            gpus = 1 if share >= 1 else int(share * 100) / 100
-            if args.device == "cuda" and gpus == 0:
-                raise CannotStart("the Ray cluster has no GPU: start with --device cpu, or auto")
-        options = {
-            # Ray itself makes up another version each time, and so replaces every replica even
-            # when only their number is to change. It takes ours from `_internal` callers only.
-            "version": _version(args),
-            "_internal": True,
-            "num_replicas": args.num_replicas,
-            "max_ongoing_requests": args.max_ongoing_requests,
-            "max_queued_requests": args.max_queued_requests,
-            "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": gpus},
-            "health_check_period_s": 0.5,  # so readiness is true to within a second
-            # Where the network runs beside the event loop, a replica that is well answers at once.
-            "health_check_timeout_s": args.attempt_timeout_s if args.batching == "off" else 3,
-            "graceful_shutdown_wait_loop_s": 0.2,
-            "graceful_shutdown_timeout_s": args.attempt_timeout_s,
-            "max_constructor_retry_count": 1,  # what fails to load fails again
-            "user_config": {"loaded": 0},
-            "logging_config": {
-                "enable_access_log": args.request_log == "on",
-                "log_level": "INFO" if args.request_log == "on" else "WARNING",
-            },
-        }
-        if args.num_replicas == "auto":
-            options["num_replicas"] = None
-            options["autoscaling_config"] = {
-                "min_replicas": args.min_replicas,
-                "max_replicas": args.max_replicas,
-                "target_ongoing_requests": args.target_requests,
-                "upscale_delay_s": args.upscale_delay_s,
-                "downscale_delay_s": args.downscale_delay_s,
-                "metrics_interval_s": 0.5,
-                "look_back_period_s": 2,
-            }
-            if args.batching == "server":
-                policy = {"policy_function": "model.replica:by_requests_here"}
-                options["autoscaling_config"]["policy"] = policy
-        if args.batching == "server":
-            options["request_router_config"] = RequestRouterConfig(
-                request_router_class="model.replica:ByPlace"
-            )
-        return options
-
-    def application_options(self, args: argparse.Namespace) -> dict:
-        """The name of the application, its path at Serve's proxy, and who may scale it."""
-        return {
-            "name": args.model_name,
-            "route_prefix": f"/{args.model_name}",
-            "external_scaler_enabled": args.num_replicas != "auto",
-        }
-
     @property
     def address(self) -> str:
         """Where other programs on this machine can join: host:port."""
@@ -234,6 +170,12 @@ class Cluster:
             raise CannotStart(cause) from error
 
 
+def _one_heap() -> None:
+    """As MALLOC_ARENA_MAX of KEEP_MEMORY, for this process, which runs already."""
+    with contextlib.suppress(AttributeError):  # it is not GNU's library
+        ctypes.CDLL(None).mallopt(-8, 1)  # -8 is M_ARENA_MAX
+
+
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
     """Environment variables for Ray in this block, and for the processes it starts there."""
@@ -264,17 +206,6 @@ def _only_what_is_needed() -> Iterator[None]:
         mock.patch(services, return_value=(None, None)),
     ):
         yield
-
-
-def _version(args: argparse.Namespace) -> str:
-    """Of a replica: another when it is made otherwise, or its code is.
-
-    And when the number is to follow the load: Ray has replicas report for that only from their
-    start on.
-    """
-    made = repr((sorted(of_replica(args).items()), args.num_replicas == "auto")).encode()
-    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(made + code).hexdigest()[:12]
 
 
 def _serve_runs() -> bool:

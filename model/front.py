@@ -9,6 +9,7 @@ import struct
 import sys
 import warnings
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 from kserve import InferRequest, ModelServer
@@ -44,6 +45,7 @@ class StrictModelServer(ModelServer):
         gate.limit = options.most_inside(args)
         self._application = functools.partial(application, args.max_body_mb)
         self._grpc_max_receive = args.grpc_max_receive_message_length
+        self._certificate = (args.ssl_keyfile, args.ssl_certfile) if args.ssl_certfile else None
         if args.repository_api == "off":
             self.model_repository_extension = ClosedRepository(self.registered_models)
         if args.request_log == "off":
@@ -63,6 +65,7 @@ class StrictModelServer(ModelServer):
                 self.model_repository_extension,
                 self.grace_period,
                 self._grpc_max_receive,
+                self._certificate,
             )
             self.servers.append(self._grpc_server.start(self.max_threads))
         super().start(models)
@@ -171,12 +174,15 @@ def _with_data_behind(body: bytes, json_length: str, model_name: str) -> InferRe
 class StrictGRPCServer(GRPCServer):
     """KServe's gRPC server on one host, with a status for every error KServe knows.
 
-    Starting fails when the port is taken (KServe: shares it silently with another server).
+    Starting fails when the port is taken (KServe: shares it silently with another server). With a
+    certificate it speaks TLS, as HTTP does (KServe: never).
     """
 
-    def __init__(self, host, port, data_plane, repository_extension, grace_period, max_receive):
+    def __init__(
+        self, host, port, data_plane, repository_extension, grace_period, max_receive, certificate
+    ):
         super().__init__(port, data_plane, repository_extension, {}, grace_period)
-        self._max_receive = max_receive
+        self._max_receive, self._certificate = max_receive, certificate
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self, max_workers: int) -> None:
@@ -193,7 +199,11 @@ class StrictGRPCServer(GRPCServer):
         grpc_v2.add_GRPCInferenceServiceServicer_to_server(
             InferenceServicer(self._data_plane, self._model_repository_extension), self._server
         )
-        self._server.add_insecure_port(self._address)
+        if self._certificate:
+            pair = tuple(Path(file).read_bytes() for file in self._certificate)
+            self._server.add_secure_port(self._address, grpc.ssl_server_credentials([pair]))
+        else:
+            self._server.add_insecure_port(self._address)
         await self._server.start()
         await self._server.wait_for_termination()
 

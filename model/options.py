@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 from kserve.errors import ModelNotReady
+from kserve.model_server import DEFAULT_HTTP_PORT, DEFAULT_HTTPS_PORT
 from kserve.model_server import parser as kserve_parser
 from kserve.utils.utils import cpu_count
 
@@ -118,14 +119,14 @@ def kserve_options(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def ray_options(argv: list[str] | None = None, redeploys: bool = False) -> argparse.Namespace:
+def ray_options(argv: list[str] | None = None, command: str = "ray_server") -> argparse.Namespace:
     """The options of `python -m model.ray_server`, checked; exits with a sentence if wrong.
 
     Without options there is a replica for every core, up to 8, and the cores are shared out.
-    redeploys: those of `python -m model.redeploy`.
+    command: ray_server, redeploy, front_server, or application, which is none but takes the same.
     """
-    module = "model.redeploy" if redeploys else "model.ray_server"
-    parser = _parser(module, "AlexNet behind KServe, in Ray Serve replicas.")
+    listens = command in ("ray_server", "front_server")
+    parser = _parser(f"model.{command}", "AlexNet behind KServe, in Ray Serve replicas.")
     ray = parser.add_argument_group("of Ray Serve")
     ray.add_argument(
         "--num_replicas",
@@ -150,6 +151,11 @@ def ray_options(argv: list[str] | None = None, redeploys: bool = False) -> argpa
             default=seconds,
             help="of auto: the load asks for it all this time before it is done",
         )
+    ray.add_argument(
+        "--max_replicas_per_node",
+        type=_number(int, 1, 100),
+        help="so that a node that is lost takes few of them (default: as many as fit)",
+    )
     ray.add_argument("--threads", type=_number(int, 1), help="torch's threads a replica")
     ray.add_argument("--cpus_per_replica", type=_number(float, 0.01), help="cores it reserves")
     ray.add_argument(
@@ -188,9 +194,9 @@ def ray_options(argv: list[str] | None = None, redeploys: bool = False) -> argpa
     )
     ray.add_argument(
         "--address",
-        default=os.environ.get("RAY_ADDRESS"),
-        help="join the Ray cluster there, and leave it running (default: RAY_ADDRESS, "
-        "or else a cluster of its own)",
+        default=os.environ.get("RAY_ADDRESS") or ("auto" if command == "front_server" else None),
+        help="join the Ray cluster there, and leave it running (default: RAY_ADDRESS, or else "
+        + ("the one on this machine)" if command == "front_server" else "a cluster of its own)"),
     )
     for name, what in (("dashboard", "Ray's dashboard"), ("proxy", "Serve's own HTTP proxy")):
         ray.add_argument(
@@ -201,10 +207,10 @@ def ray_options(argv: list[str] | None = None, redeploys: bool = False) -> argpa
             metavar="PORT",
             help=f"start {what} on loopback; without PORT, on a free one",
         )
-    if redeploys:
+    if command == "redeploy":
         ray.add_argument("--reload", action="store_true", help="replicas load their weights again")
     options = parser.parse_args(argv)
-    if redeploys and not options.address:
+    if command == "redeploy" and not options.address:
         parser.error("--address is missing: a server's log says where its Ray is")
     if options.workers > 1:
         parser.error("--workers is 1 here: replicas are the workers, see --num_replicas")
@@ -229,13 +235,13 @@ def ray_options(argv: list[str] | None = None, redeploys: bool = False) -> argpa
     if options.threads is None:
         options.threads = max(1, int(options.cpus_per_replica))
     wanted = options.max_replicas * options.cpus_per_replica
-    if not options.address and wanted > available:
+    if command == "ray_server" and not options.address and wanted > available:
         parser.error(
             f"{options.max_replicas} replicas of {options.cpus_per_replica:g} CPUs need "
             f"{wanted:g}, there are {available}: lower --num_replicas or --cpus_per_replica"
         )
     _check_weights(parser, options)
-    if not redeploys:
+    if listens:
         _hold_ports(parser, options)
     return options
 
@@ -248,7 +254,14 @@ def _check_weights(parser: _Parser, options: argparse.Namespace) -> None:
 
 
 def _hold_ports(parser: _Parser, options: argparse.Namespace) -> None:
-    """Add gRPC's limit; refuse ports that are taken."""
+    """Add gRPC's limit; refuse ports that are taken, and half of a certificate."""
+    if bool(options.ssl_certfile) != bool(options.ssl_keyfile):
+        parser.error("--ssl_certfile and --ssl_keyfile belong together: give both, or none")
+    for file in filter(None, (options.ssl_certfile, options.ssl_keyfile)):
+        if not os.access(file, os.R_OK):
+            parser.error(f"the file {file} cannot be read: see --ssl_certfile and --ssl_keyfile")
+    if options.ssl_certfile and options.http_port == DEFAULT_HTTP_PORT:
+        options.http_port = DEFAULT_HTTPS_PORT  # as KServe itself does
     if options.grpc_max_receive_message_length is None:
         options.grpc_max_receive_message_length = int(options.max_body_mb * 2**20)
     ports = {"--http_port": options.http_port}

@@ -5,6 +5,7 @@ import time
 from ray import serve
 
 from model import CannotStart, options
+from model.application import application_options, deployment_options
 from model.cluster import Cluster
 from model.replica import Replica
 
@@ -18,18 +19,18 @@ def main() -> None:
     `--reload` has each load its weights again. The server in front goes on. Its own options are
     as it was started: `--batching`, the limits, the ports.
     """
-    args = options.ray_options(redeploys=True)
-    with Cluster(address=args.address) as cluster:
+    args = options.ray_options(command="redeploy")
+    with Cluster(address=args.address):
         if args.model_name not in serve.status().applications:
             raise CannotStart(
                 f"no server runs {args.model_name!r} on the cluster at {args.address}"
             )
-        deployment = cluster.deployment_options(args)
+        deployment = deployment_options(args)
         if args.reload:
             deployment["user_config"] = {"loaded": time.time()}
         replica = serve.deployment(Replica).options(**deployment)
         app = replica.bind("model.alexnet:AlexNetModel", **options.of_replica(args))
-        serve.run(app, **cluster.application_options(args))
+        serve.run(app, **application_options(args))
     print(f"{args.model_name}: {options.described(args)}", flush=True)
 
 

@@ -3,13 +3,16 @@
 import asyncio
 import importlib
 import logging
+import os
 import time
 from typing import Any
 
 from kserve import InferRequest
 from kserve.model import InferenceVerb
+from ray.serve._private import replica as serve_replica
 from ray.serve.request_router import RequestRouter
 
+from model import STAY_ON_LOOPBACK
 from model.batcher import GatheredModel, InThread
 from model.protocol import Answer, Images
 
@@ -36,6 +39,8 @@ class Replica:
         gather: GatheredModel's options, when requests are to be gathered here, in the replica.
         stuck_s: a batch that makes no progress for so long has the replica replaced.
         """
+        if os.environ.items() >= STAY_ON_LOOPBACK.items():
+            _listen_on_loopback()
         module, name = model_class.split(":")
         self._model = self._loaded = getattr(importlib.import_module(module), name)(**made_with)
         self._loaded.load()
@@ -103,6 +108,19 @@ class Replica:
     def get_output_types(self) -> list[dict]:
         """The model's outputs."""
         return self._model.get_output_types()
+
+
+def _listen_on_loopback() -> None:
+    """Keep off the network what Ray Serve opens in each replica, a port for other deployments.
+
+    Nobody uses it here, and Serve (2.60) listens on all addresses.
+    """
+    add_port = serve_replica.add_port_to_grpc_server
+
+    def on_loopback(server: Any, address: str) -> int:
+        return add_port(server, address.replace("[::]", "127.0.0.1"))
+
+    serve_replica.add_port_to_grpc_server = on_loopback
 
 
 class ByPlace(RequestRouter):

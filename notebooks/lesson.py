@@ -26,6 +26,7 @@ logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
 import psutil
 import ray
 import requests
+import yaml
 from IPython.display import Markdown
 from ray.util.state import list_actors, list_nodes
 from tqdm import tqdm
@@ -294,6 +295,18 @@ def nodes() -> dict[str, str]:
     }
 
 
+def by_node() -> dict[str, list[str]]:
+    """The living nodes and the actors of Serve on each, from Ray's state API, for plots."""
+    roles = _actor_roles()
+    actors = list_actors(here(), filters=[("state", "=", "ALIVE")], limit=1000)
+    alive = [node for node in list_nodes(here()) if node.state == "ALIVE"]
+    found = {}
+    for node in sorted(alive, key=lambda node: (not node.is_head_node, node.node_ip)):
+        there = sorted(roles[a.pid] for a in actors if a.node_id == node.node_id)
+        found["head node" if node.is_head_node else f"worker at {node.node_ip}"] = there
+    return found
+
+
 def cpu_used(action: Callable[[], Any]) -> dict[str, float]:
     """CPU seconds each process used while `action` ran, largest first."""
     processes = running()
@@ -366,6 +379,16 @@ def _accepted(exercise: Callable[..., list[str]], *args: Any) -> argparse.Namesp
         return options.ray_options([*ports, *chosen])
     except SystemExit as refusal:
         return str(refusal)
+
+
+def refusal(argv: list[str]) -> None:
+    """What model.ray_server says to options that it refuses."""
+    print(_accepted(lambda: argv))
+
+
+def manifest(name: str) -> dict:
+    """A file of deploy/, read."""
+    return yaml.safe_load((Path(__file__).parent.parent / "deploy" / name).read_text())
 
 
 def check_four_replicas(four_replicas: Callable[[], list[str]]) -> None:
@@ -474,3 +497,31 @@ def check_bounded(bounded: Callable[[float, float], list[str]]) -> None:
                 f"{accepted.max_queued_requests}, not {expected}"
             )
     print("right: three cases of three")
+
+
+def check_replicas_needed(replicas_needed: Callable[[float, float, float], int]) -> None:
+    """Notebook 7: utilisation, rounded up."""
+    cases = [(100, 0.02, 1, 2), (100, 0.02, 0.7, 3), (1000, 0.01, 0.8, 13), (1, 0.01, 0.5, 1)]
+    for rate, picture_s, share, expected in cases:
+        found = replicas_needed(rate, picture_s, share)
+        if found is None:
+            return print("not yet: replicas_needed returns nothing")
+        if found != expected or not isinstance(found, int):
+            return print(
+                f"not yet: {rate} pictures a second of {picture_s} s each, busy {share:.0%} of the "
+                f"time, take {expected} replicas, not {found!r}"
+            )
+    print("right: four cases of four")
+
+
+def check_container_cpus(container_cpus: Callable[[int, float], int]) -> None:
+    """Notebook 7: the replicas, KServe and Ray fit, and the number is whole."""
+    for replicas, each, expected in ((2, 1, 3), (3, 0.5, 3), (1, 1, 2), (4, 2, 9)):
+        found = container_cpus(replicas, each)
+        if found is None:
+            return print("not yet: container_cpus returns nothing")
+        if found != expected or not isinstance(found, int):
+            return print(
+                f"not yet: for {replicas} replicas of {each} CPUs {found!r} in place of {expected}"
+            )
+    print("right: four cases of four")

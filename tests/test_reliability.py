@@ -197,8 +197,3 @@ def test_sigterm(served, work):
     assert done.answered > 0 and done.refused > 0
     _, left = psutil.wait_procs(processes, timeout=20)
     assert left == []
-
-
-def test_a_node_is_lost(work):
-    """Replicas come back on the node that is left."""
-    assert_nothing_lost(reliability.node(work, seconds=5))

@@ -21,6 +21,8 @@ WRONG = {
     "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
     "longest_gap": "def longest_gap(requests):\n    return max(t for t, _ in requests)",
     "bounded": "def bounded(rate, wait_s):\n    return ['--max_queued_requests', '100']",
+    "replicas_needed": "def replicas_needed(rate, s, share):\n    return round(rate * s)",
+    "container_cpus": "def container_cpus(replicas, cpus):\n    return int(replicas * cpus)",
     "four_replicas": "def four_replicas():\n    return ['--num_replicas', '4', '--threads', '2']",
 }
 

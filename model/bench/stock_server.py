@@ -10,6 +10,7 @@ from ray import serve
 
 from model import options
 from model.alexnet import AlexNetModel
+from model.application import application_options
 from model.cluster import Cluster
 from model.front import StrictModelServer
 from model.gate import gate
@@ -31,15 +32,13 @@ def main() -> None:
     requests as ours. With Ray's five, throughput falls as clients are added: another story.
     """
     args = options.ray_options()
-    with Cluster.of(args) as cluster:
+    with Cluster.of(args):
         deployment = serve.deployment(Loaded).options(
             num_replicas=args.num_replicas,
             max_ongoing_requests=args.max_ongoing_requests,
             ray_actor_options={"num_cpus": args.cpus_per_replica},
         )
-        handle = serve.run(
-            deployment.bind(**options.of_model(args)), **cluster.application_options(args)
-        )
+        handle = serve.run(deployment.bind(**options.of_model(args)), **application_options(args))
         model = RayModel(args.model_name, handle)
         model.load()
         server = StrictModelServer(args)

@@ -1,0 +1,159 @@
+"""Does to a cluster of several nodes what a network will: `make cluster` prints README's tables.
+
+Each function starts a cluster of its own and returns what came of it. ARGS of make names single
+ones. Those with a network of their own, `cut` and `hop`, take Linux, root and the tool `ip`.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+from model.bench import capacity, results
+from model.bench.load import Run, Workload, closed_loop
+from model.bench.nodes import Network, Nodes
+from model.bench.reliability import HALVES, node, show
+from model.bench.server import ServerProcess
+from model.bench.simulation import Service, Setting
+from model.bench.trial import Trial, metrics, redeploy, replicas, under, whole
+
+# Ray's default: every 3 s, 10 s to answer, 5 times. So short, a lost node is noticed in seconds.
+PROMPT = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@contextlib.contextmanager
+def network() -> Iterator[Network]:
+    """Hosts for worker nodes, which are gone afterwards."""
+    there = Network()
+    try:
+        yield there
+    finally:
+        there.end()
+
+
+def joined(nodes: Nodes, *options: str) -> ServerProcess:
+    """Our server on the head's node of a cluster."""
+    return ServerProcess("model.ray_server", "--address", nodes.address, *options, **nodes.env)
+
+
+def on_nodes(server: ServerProcess) -> Counter:
+    """How many of its replicas run on each node: address -> number."""
+    found: Counter = Counter()
+    for process in replicas(server):
+        raylet = next(p for p in process.parents() if p.name() == "raylet")
+        found[next(w for w in raylet.cmdline() if "node_ip_address=" in w).split("=")[1]] += 1
+    return found
+
+
+def added(work: Workload, seconds: float = 20) -> Trial:
+    """A worker node joins while requests come, and gets as many replicas as the first has."""
+    spread = (*HALVES, "--max_replicas_per_node", "2")
+    with Nodes(0, 1) as nodes, joined(nodes, *spread) as server:
+        old = workers(server, work)
+        deeds = [
+            (2.0, "a node added", lambda: nodes.add(1)),
+            (2.1, "4 replicas", lambda: redeploy(server, *spread, "--num_replicas", "4")),
+        ]
+        trial = under(server, "a node added, and 4 replicas in place of 2", work, seconds, deeds)
+        whole(server, 4)
+        trial.facts["replicas on each node"] = str(sorted(on_nodes(server).values()))
+        answers = workers(server, work)
+        new = sum(count for worker, count in answers.items() if worker not in old)
+        trial.facts["share of the new node's replicas"] = new / answers.total()
+    return trial
+
+
+def workers(server: ServerProcess, work: Workload, seconds: float = 3) -> Counter:
+    """Which copies of the model answer, and how often."""
+    run = closed_loop(server.predict, work, 16, seconds, warmup_s=0.5, keep_headers=True)
+    return Counter(sample.headers["x-worker"] for sample in run.samples if sample.headers)
+
+
+def cut(work: Workload, seconds: float = 40) -> Trial:
+    """The wire to a worker node is cut: nothing comes from it, and no connection is closed."""
+    with network() as wires, Nodes(0, 1, 1, network=wires, **PROMPT) as nodes:
+        prompt = ("--request_timeout_s", "30", "--attempt_timeout_s", "3")
+        with joined(nodes, *HALVES, *prompt) as server:
+            before = on_nodes(server)
+            what = "one of 2 nodes cut off"
+            trial = under(server, what, work, seconds, [(3.0, what, lambda: wires.cut(1))])
+            whole(server, 2)
+            trial.facts["nodes with replicas, before"] = len(before)
+            trial.facts["replicas that live, the one cut off included"] = len(replicas(server))
+            trial.facts["settings"] = " ".join([*prompt, *(f"{k}={v}" for k, v in PROMPT.items())])
+    return trial
+
+
+def hop(work: Workload, seconds: float = 10) -> dict[str, float | str]:
+    """What it costs that the replica is on another node: one client, in turn here and there."""
+    one = ("--num_replicas", "1", "--cpus_per_replica", "1")
+    with contextlib.ExitStack() as stack:
+        wires = stack.enter_context(network())
+        near = stack.enter_context(Nodes(1))
+        far = stack.enter_context(Nodes(0, 1, network=wires))
+        servers = [stack.enter_context(joined(nodes, *one)) for nodes in (near, far)]
+        p50: dict[str, list[float]] = {"same node": [], "another node": []}
+        sent = requests = 0
+        for _ in range(3):
+            for name, server in zip(p50, servers, strict=True):
+                before = wires.sent()
+                run = closed_loop(server.predict, work, 1, seconds / 3, warmup_s=0)
+                p50[name].append(1000 * run.quantile(0.5))
+                if name == "another node":
+                    sent, requests = sent + wires.sent() - before, requests + run.requests
+    found = {f"{name}, p50 ms": statistics.median(times) for name, times in p50.items()}
+    return found | {"on the wire, kB a request": sent / requests / 1000}
+
+
+def loads(server: ServerProcess, work: Workload, seconds: float = 2) -> list[Run]:
+    """Closed loops from which capacity.measured takes the service times."""
+    how = {"warmup_s": 0.5, "keep_headers": True, "watch": {server.process.pid: "front"}}
+    return [closed_loop(server.predict, work, n, seconds, **how) for n in (2, 6, 12, 24, 40)]
+
+
+def predicted(
+    server: ServerProcess, work: Workload, service: Service, seconds: float = 3
+) -> list[dict]:
+    """Six loads simulated, then measured: rows of capacity.validate."""
+    count = round(metrics(server)["inference_replicas"])
+    most = closed_loop(server.predict, work, 32, seconds, warmup_s=0.5).throughput
+    settings = [Setting(count, clients=n) for n in (4, 16, 32)]
+    settings += [Setting(count, rate=share * most) for share in (0.3, 0.5, 0.7)]
+    pairs = []
+    for setting in settings:
+        load = {"rate": setting.rate} if setting.rate else {"clients": setting.clients}
+        how = {"seconds": seconds, "warmup_s": 0.5} | load
+        pairs.append((setting, results.measure(server, "ours", work, **how)))
+    return capacity.validate(pairs, service)
+
+
+TRIALS = {"node": node, "cut": cut, "added": added}
+
+
+def main() -> None:
+    """Print what the machine is, a row for each trial, then what it cost to reach another node."""
+    known = [*TRIALS, "hop"]
+    names = sys.argv[1:] or known
+    if unknown := set(names) - set(known):
+        sys.exit(f"no such trial: {', '.join(unknown)}; there are {', '.join(known)}")
+    print(json.dumps(results.machine()))
+    work, facts = Workload.drawn(), {}
+    trials = [name for name in TRIALS if name in names]
+    for i, name in enumerate(trials):
+        trial = TRIALS[name](work)
+        show(trial.row(), header=i == 0)
+        facts |= {f"{trial.what}: {fact}": value for fact, value in trial.facts.items()}
+    if "hop" in names:
+        facts |= {f"the hop: {fact}": value for fact, value in hop(work).items()}
+    for fact, value in facts.items():
+        print(f"{fact}: {value:.3g}" if isinstance(value, float) else f"{fact}: {value}")
+
+
+if __name__ == "__main__":
+    main()
