@@ -110,7 +110,10 @@ def _fronts(settings: Settings) -> dict:
         settings,
         startup_s=600,
         command=pods.command(
-            "model.front_server", address="auto", request_timeout_s=settings.request_timeout
+            "model.front_server",
+            address="auto",
+            num_replicas=settings.replicas * settings.max_workers,
+            request_timeout_s=settings.request_timeout,
         ),
         env=pods.env(
             V1EnvVar(name="RAY_AUTH_MODE", value="token"),

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -28,12 +28,15 @@ import ray
 import requests
 import yaml
 from IPython.display import Markdown
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.util.state import list_actors, list_nodes
 from tqdm import tqdm
 
 from model import options, shapes
 from model.bench import client
+from model.bench.nodes import Nodes
 from model.bench.server import ServerProcess
+from model.cluster import Cluster
 from model.options import free_port
 
 
@@ -286,6 +289,19 @@ def here() -> str:
     return ray.get_runtime_context().gcs_address
 
 
+@contextlib.contextmanager
+def joined(cluster: Nodes) -> Iterator[None]:
+    """In this block this process belongs to the cluster, whose token counts here from then on."""
+    os.environ.update(cluster.env)
+    Config.initialize("")  # Ray has read its settings as it was imported, and the last token since
+    AuthenticationTokenLoader.instance().reset_cache()
+    there = Cluster(address=cluster.address)
+    try:
+        yield
+    finally:
+        there.stop()
+
+
 def nodes() -> dict[str, str]:
     """Ray's nodes by role (head, worker 1, ...) and their state, from Ray's state API."""
     found = sorted(list_nodes(here()), key=lambda node: not node.is_head_node)
@@ -295,14 +311,15 @@ def nodes() -> dict[str, str]:
     }
 
 
-def by_node() -> dict[str, list[str]]:
+def by_node(cluster: Nodes) -> dict[str, list[str]]:
     """The living nodes and the actors of Serve on each, from Ray's state API, for plots."""
-    roles = _actor_roles()
-    actors = list_actors(here(), filters=[("state", "=", "ALIVE")], limit=1000)
-    alive = [node for node in list_nodes(here()) if node.state == "ALIVE"]
+    with joined(cluster):
+        roles = _actor_roles()
+        actors = list_actors(here(), filters=[("state", "=", "ALIVE")], limit=1000)
+        alive = [node for node in list_nodes(here()) if node.state == "ALIVE"]
     found = {}
     for node in sorted(alive, key=lambda node: (not node.is_head_node, node.node_ip)):
-        there = sorted(roles[a.pid] for a in actors if a.node_id == node.node_id)
+        there = sorted(roles[actor.pid] for actor in actors if actor.node_id == node.node_id)
         found["head node" if node.is_head_node else f"worker at {node.node_ip}"] = there
     return found
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import packages_distributions
 
 import kserve.models
@@ -153,7 +154,7 @@ def read(module: str, argv: list[str], limit: float, monkeypatch):
     read_by = {
         "model.kserve_server": options.kserve_options,
         "model.ray_server": options.ray_options,
-        "model.front_server": options.ray_options,
+        "model.front_server": partial(options.ray_options, command="front_server"),
     }[module]
     monkeypatch.setattr(options, "cores", lambda: int(limit))
     monkeypatch.delenv("MODEL_WEIGHTS", raising=False)
@@ -301,8 +302,8 @@ def test_the_application_takes_its_arguments(settings, monkeypatch):
     serve = yaml.safe_load(rayservice(settings)[0]["spec"]["serveConfigV2"])
     (application,) = serve["applications"]
     assert application["import_path"] == "model.application:application"
-    given = dict(application["args"])
-    assert given.pop("max_replicas_per_node") == settings.replicas
+    given = application["args"]
+    assert given["max_replicas_per_node"] == settings.replicas
     argv = [f"--{name}={value}" for name, value in given.items()]
     args = read("model.ray_server", [*argv, "--address=auto"], 64, monkeypatch)
     assert args.num_replicas == settings.workers * settings.replicas

@@ -111,34 +111,44 @@ def hop(work: Workload, seconds: float = 10) -> dict[str, float | str]:
     return found | {"on the wire, kB a request": sent / requests / 1000}
 
 
-def loads(server: ServerProcess, work: Workload, seconds: float = 2) -> list[Run]:
-    """Closed loops from which capacity.measured takes the service times."""
-    how = {"warmup_s": 0.5, "keep_headers": True, "watch": {server.process.pid: "front"}}
-    return [closed_loop(server.predict, work, n, seconds, **how) for n in (2, 6, 12, 24, 40)]
+def foretold(
+    server: ServerProcess, work: Workload, seconds: float = 3
+) -> tuple[Service, list[dict]]:
+    """The service times that some loads show, and what they say of six others: capacity.validate.
 
+    The first are measured before and after the others, as machines drift.
+    """
+    known: list[Run] = []
 
-def predicted(
-    server: ServerProcess, work: Workload, service: Service, seconds: float = 3
-) -> list[dict]:
-    """Six loads simulated, then measured: rows of capacity.validate."""
+    def learn() -> None:
+        how = {"warmup_s": 0.5, "keep_headers": True, "watch": {server.process.pid: "front"}}
+        for clients in (2, 6, 12, 24, 40):
+            known.append(closed_loop(server.predict, work, clients, seconds / 2, **how))
+
+    learn()
     count = round(metrics(server)["inference_replicas"])
-    most = closed_loop(server.predict, work, 32, seconds, warmup_s=0.5).throughput
+    most = max(run.throughput for run in known)
     settings = [Setting(count, clients=n) for n in (4, 16, 32)]
-    settings += [Setting(count, rate=share * most) for share in (0.3, 0.5, 0.7)]
+    settings += [Setting(count, rate=round(share * most)) for share in (0.3, 0.5, 0.7)]
     pairs = []
     for setting in settings:
         load = {"rate": setting.rate} if setting.rate else {"clients": setting.clients}
         how = {"seconds": seconds, "warmup_s": 0.5} | load
         pairs.append((setting, results.measure(server, "ours", work, **how)))
-    return capacity.validate(pairs, service)
+    learn()
+    service = capacity.measured(known)
+    return service, capacity.validate(pairs, service)
 
 
 TRIALS = {"node": node, "cut": cut, "added": added}
 
 
 def main() -> None:
-    """Print what the machine is, a row for each trial, then what it cost to reach another node."""
-    known = [*TRIALS, "hop"]
+    """Print what the machine is, a row for each trial, other facts, predicted and measured loads.
+
+    Draws imgs/capacity.png.
+    """
+    known = [*TRIALS, "hop", "foretell"]
     names = sys.argv[1:] or known
     if unknown := set(names) - set(known):
         sys.exit(f"no such trial: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -153,6 +163,13 @@ def main() -> None:
         facts |= {f"the hop: {fact}": value for fact, value in hop(work).items()}
     for fact, value in facts.items():
         print(f"{fact}: {value:.3g}" if isinstance(value, float) else f"{fact}: {value}")
+    if "foretell" in names:
+        with ServerProcess("model.ray_server", "--num_replicas", "2") as server:
+            service, rows = foretold(server, work, seconds=10)
+        print(service)
+        for i, row in enumerate(rows):
+            show({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}, i == 0)
+        capacity.figure(rows, capacity.extrapolate(service)).savefig("imgs/capacity.png", dpi=110)
 
 
 if __name__ == "__main__":
