@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-DOCUMENTS = [ROOT / "README.md", *NOTEBOOKS]
+DOCUMENTS = [ROOT / "README.md", ROOT / "deploy/README.md", *NOTEBOOKS]
 
 
 def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
@@ -90,7 +90,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_pictures(path):
     """What is linked is there, and each picture says in words what it shows."""
     text = prose(path)
@@ -108,5 +108,6 @@ def test_readme_names_every_notebook():
     """And, in turn, what it calls by name exists."""
     readme = prose(ROOT / "README.md")
     assert all(f"notebooks/{path.name}" in readme for path in NOTEBOOKS)
-    for module in re.findall(r"python -m (model(?:\.\w+)+)", readme):
+    readme += prose(ROOT / "deploy/README.md")
+    for module in re.findall(r"python -m ((?:model|deploy)(?:\.\w+)+)", readme):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module

@@ -20,7 +20,9 @@ from tests.conftest import ROOT, needs_tool
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [Requirement(line) for line in PROJECT["dependencies"]]
 LINES = (ROOT / "requirements.txt").read_text().splitlines()
-SOURCES = sorted(p for name in ("model", "notebooks") for p in (ROOT / name).rglob("*.py"))
+SOURCES = sorted(
+    p for name in ("model", "notebooks", "deploy") for p in (ROOT / name).rglob("*.py")
+)
 SOURCES += sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOURCES = [path for path in SOURCES if path.parent.name != "peers"]  # of another environment
 
@@ -77,7 +79,7 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_import_is_a_direct_dependency(path):
     """What model/ and notebooks/ import is Python's, the repository's, or in pyproject.toml."""
-    ours = {"model", *(beside.stem for beside in (ROOT / "notebooks").glob("*.py"))}
+    ours = {"model", "deploy", *(beside.stem for beside in (ROOT / "notebooks").glob("*.py"))}
     direct = {canonicalize_name(wanted.name) for wanted in DIRECT}
     providers = packages_distributions()
     for name in imports(path) - ours - sys.stdlib_module_names:
