@@ -19,7 +19,7 @@ from unittest import mock
 
 import ray
 from ray import serve
-from ray._private import ray_constants
+from ray._private import auto_init_hook, ray_constants
 from ray._private.services import get_node_ip_address
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
@@ -74,6 +74,8 @@ class Cluster:
         self._joined = False
         atexit.register(self.stop)
         _one_heap()
+        # Serve's threads go on for a moment after `stop`; a call by them would start Ray anew.
+        auto_init_hook.enable_auto_connect = False
         quiet = dict(log_to_driver=False, logging_level=logging.WARNING)
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

@@ -68,7 +68,11 @@ class StrictModelServer(ModelServer):
                 self._certificate,
             )
             self.servers.append(self._grpc_server.start(self.max_threads))
-        super().start(models)
+        try:
+            super().start(models)
+        finally:
+            for model in models:
+                model.stop()
 
     def stop(self, sig: int) -> None:
         """End both servers; KServe's lets REST go on when the signal came as it was starting."""

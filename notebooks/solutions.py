@@ -1,7 +1,6 @@
 """One solution for each exercise; a test puts it in place of the stub and runs the check."""
 
 import base64
-import math
 
 from ray import serve
 
@@ -67,9 +66,9 @@ def bounded(rate: float, wait_s: float) -> list[str]:
 
 def replicas_needed(rate: float, picture_s: float, share: float) -> int:
     """Notebook 7."""
-    return math.ceil(rate * picture_s / share)
+    return int(-(-round(rate * picture_s / share, 9) // 1))
 
 
 def container_cpus(replicas: int, cpus_per_replica: float) -> int:
     """Notebook 7."""
-    return math.ceil(replicas * cpus_per_replica) + 1
+    return int(-(-replicas * cpus_per_replica // 1)) + 1

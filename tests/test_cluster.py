@@ -44,14 +44,6 @@ def needs_network() -> None:
         pytest.skip("this test makes network namespaces, which takes root")
 
 
-def test_a_node_is_added(work):
-    """Its replicas take their share, and nobody notices that it came."""
-    done = cluster.added(work, seconds=10)
-    assert_nothing_lost(done)
-    assert done.facts["replicas on each node"] == "[2, 2]"
-    assert 0.2 < done.facts["share of the new node's replicas"] < 0.8
-
-
 def test_a_node_is_cut_off(work):
     """No connection closes and no answer comes; what it had goes to another node."""
     needs_network()

@@ -103,39 +103,34 @@ class Nodes:
         dashboard: whether Ray's dashboard runs, which Ray's state API asks.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
-        self._network, self._dashboard = network, dashboard
+        self._network = network
         self.address = f"{network.head if network else LOOPBACK.format(1)}:{free_port()}"
         self.env = fresh_token()
-        self._env = os.environ | self.env | env
-        self._started: list[psutil.Popen] = []  # of the nodes there are, the head's first
-        self._sessions: list[psutil.Popen] = []  # of all that there were
-        self._end = weakref.finalize(self, _end, self._sessions, self.folder)
+        self._env = os.environ | self.env | {"TMPDIR": str(self.folder)} | env
+        self._started: list[psutil.Popen] = []  # the head's first
+        self._end = weakref.finalize(self, _end, self._started, self.folder)
         try:
-            self.start_head(head_cpus)
+            host, port = self.address.split(":")
+            options = f"--head --port={port} --temp-dir={self.folder}"
+            options += f" --include-dashboard={dashboard} --dashboard-port={free_port()}"
+            self._start(options, head_cpus, host)
             for cpus in worker_cpus:
                 self.add(cpus)
         except BaseException:
             self.stop()
             raise
 
-    def start_head(self, cpus: int) -> None:
-        """Start the head node: the first, or one in place of a lost one whose state Redis keeps."""
-        host, port = self.address.split(":")
-        options = f"--head --port={port} --temp-dir={self.folder}"
-        options += f" --include-dashboard={self._dashboard} --dashboard-port={free_port()}"
-        self._started[:1] = [self._start(options, cpus, host)]
-
     def add(self, cpus: int) -> int:
         """Add a worker node; returns its number, from 1 on."""
         number = len(self._started)
         host, there = self._network.add() if self._network else (LOOPBACK.format(1 + number), [])
-        self._started.append(self._start(f"--address={self.address}", cpus, host, there))
+        self._start(f"--address={self.address}", cpus, host, there)
         return number
 
-    def _start(self, options: str, cpus: int, host: str, there: Sequence[str] = ()) -> psutil.Popen:
+    def _start(self, options: str, cpus: int, host: str, there: Sequence[str] = ()) -> None:
         options += f" --num-cpus={cpus} --node-ip-address={host} --block --disable-usage-stats"
         options += " --object-store-memory=100000000"
-        log = self.folder / f"start-{len(self._sessions)}.log"
+        log = self.folder / f"start-{len(self._started)}.log"
         with open(log, "w") as file:
             ray = Path(sys.executable).with_name("ray")
             process = psutil.Popen(
@@ -146,13 +141,12 @@ class Nodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._sessions.append(process)
+        self._started.append(process)
         deadline = time.monotonic() + READY_WITHIN_S
         while "Ray runtime started" not in log.read_text():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"ray start failed: {log.read_text()[-1000:]}")
             time.sleep(0.1)
-        return process
 
     def raylet(self, number: int) -> psutil.Process:
         """The raylet of a node: 0 is the head's. With it ends all that runs on the node."""
