@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from model.bench.server import end_with_parent
 from model.options import free_port
 
 READY_WITHIN_S = 60
@@ -72,6 +73,7 @@ class Network:
     def end(self) -> None:
         """Remove the hosts, whose processes have ended, and the bridge."""
         for number in range(1, self._hosts + 1):
+            _ip(f"link del {self.bridge}-{number}")
             _ip(f"netns del {self._host(number)}")
         _ip(f"link del {self.bridge}")
 
@@ -130,6 +132,7 @@ class Nodes:
     def _start(self, options: str, cpus: int, host: str, there: Sequence[str] = ()) -> None:
         options += f" --num-cpus={cpus} --node-ip-address={host} --block --disable-usage-stats"
         options += " --object-store-memory=100000000"
+        linux = sys.platform == "linux"
         log = self.folder / f"start-{len(self._started)}.log"
         with open(log, "w") as file:
             ray = Path(sys.executable).with_name("ray")
@@ -140,6 +143,8 @@ class Nodes:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # Only the head: a worker may be started by a thread that ends before it.
+                preexec_fn=end_with_parent if linux and "--head" in options else None,
             )
         self._started.append(process)
         deadline = time.monotonic() + READY_WITHIN_S

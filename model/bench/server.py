@@ -61,7 +61,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # an interrupt in the notebook is not for the server
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         self._end = weakref.finalize(self, _end, self.process, self.log)
         try:
@@ -116,7 +116,7 @@ class ServerProcess:
 _libc = ctypes.CDLL(None)  # loaded here, as little as possible happens between fork and exec
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the new process: have Linux send it SIGTERM should the thread that started it end."""
     _libc.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
