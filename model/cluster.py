@@ -60,13 +60,15 @@ class Cluster:
         application: str | None = None,
         dashboard: int | None = None,
         proxy: int | None = None,
+        node: str | None = None,
     ) -> None:
         """num_cpus: what replicas may reserve of a new cluster, in all.
 
         address: of the cluster to join. application: the name of the Serve application that this
         process will run, and that `stop` deletes; CannotStart when the cluster has one of that
         name. dashboard, proxy: the ports of Ray's dashboard and of Serve's own HTTP proxy on a
-        new cluster, 0 for any free one; None: not started.
+        new cluster, 0 for any free one; None: not started. node: the address of the node to join
+        through, where several of the cluster are on this machine; default: its head, if it is here.
         """
         if ray.is_initialized():
             raise CannotStart("this process is connected to Ray already: stop that cluster first")
@@ -82,7 +84,7 @@ class Cluster:
         try:
             if address:
                 with _environment(**_check_reachable(address)):
-                    ray.init(address=address, **quiet)
+                    ray.init(address=address, _node_ip_address=node, **quiet)
                 self._serve_was_there = _serve_runs()
                 if self._serve_was_there and application in serve.status().applications:
                     raise CannotStart(
@@ -124,7 +126,14 @@ class Cluster:
         """The cluster that the options of `model.ray_server` ask for."""
         joins = "joining Ray" if args.address else "starting Ray"
         print(f"{joins} after {age():.1f} s", flush=True)
-        cluster = cls(cores(), args.address, args.model_name, args.dashboard, args.proxy)
+        cluster = cls(
+            cores(),
+            args.address,
+            args.model_name,
+            args.dashboard,
+            args.proxy,
+            args.node_address,
+        )
         print(f"Ray at {cluster.address}, Serve on it after {age():.1f} s", flush=True)
         if cluster._folder:
             print(f"replicas log to {cluster._folder}/session_latest/logs/serve", flush=True)

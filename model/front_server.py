@@ -18,7 +18,7 @@ def main() -> None:
     """
     args = options.ray_options(command="front_server")
     print(options.listed(args), flush=True)
-    with Cluster(address=args.address):
+    with Cluster(address=args.address, node=args.node_address):
         try:
             handle = serve.get_app_handle(args.model_name)
         except RayServeException:

@@ -198,6 +198,12 @@ def ray_options(argv: list[str] | None = None, command: str = "ray_server") -> a
         help="join the Ray cluster there, and leave it running (default: RAY_ADDRESS, or else "
         + ("the one on this machine)" if command == "front_server" else "a cluster of its own)"),
     )
+    ray.add_argument(
+        "--node_address",
+        metavar="HOST",
+        help="of that cluster's nodes the one to join through, where several are on this machine "
+        "(default: the head if it is here)",
+    )
     for name, what in (("dashboard", "Ray's dashboard"), ("proxy", "Serve's own HTTP proxy")):
         ray.add_argument(
             f"--{name}",

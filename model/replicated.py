@@ -25,6 +25,7 @@ WATCH_PERIOD_S = 0.3  # between two looks at the replicas
 STALE_S = 5.0  # a look older than this no longer counts
 # UPDATING: it loads again; RECOVERING: the controller was started again and asks who is there.
 SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
+PING_WITHIN_S = 0.5  # a kubelet's probe gives up after a second
 PAUSE_S = 0.1  # before a request is sent again
 ATTEMPTS = 3  # at most so many replicas get a request, one after the other
 LOAD_WITHIN_S = 60.0
@@ -37,7 +38,8 @@ class ReplicatedModel(RayModel):
 
     - the verb goes along, so `:explain` is not answered with a prediction;
     - `load` waits until a replica says it is ready and can be called again; errors come out;
-    - `healthy` tells whether replicas run, from a watch in the background;
+    - `healthy` tells whether replicas run, from a watch in the background; while Ray's head is
+      away, whether they answer;
     - requests that came by gRPC reach the replicas too;
     - an error raised in a replica arrives as itself, without the remote traceback;
     - what a lost or stuck replica leaves undone is sent to another one;
@@ -67,6 +69,7 @@ class ReplicatedModel(RayModel):
         self.timeout_s, self.attempt_s = timeout_s, attempt_s or timeout_s / ATTEMPTS
         self._running = 0  # replicas, when last looked
         self._looked = float("-inf")  # when that was, on the monotonic clock
+        self._answered = float("-inf")  # when a replica answered last
         self._watch: threading.Thread | None = None
         self._look_now, self._stopped = threading.Event(), False
         REPLICAS.set_function(lambda: self._running)
@@ -109,9 +112,19 @@ class ReplicatedModel(RayModel):
         return await self._answer(call, ids, batch, place=place, ids=ids, here=here)
 
     async def healthy(self) -> bool:
-        """Whether at least one replica runs: a state the watch keeps, not a call to Ray."""
-        fresh = time.monotonic() - self._looked < STALE_S
-        return self.ready and fresh and self._running > 0
+        """Whether at least one replica runs: a state the watch keeps, not a call to Ray.
+
+        When Serve's controller has told nothing of late, its node being lost, say, replicas that
+        answer are enough; one is asked if none has of late.
+        """
+        if not self.ready or self._running == 0:
+            return False
+        if time.monotonic() - max(self._looked, self._answered) < STALE_S:
+            return True
+        try:
+            return await asyncio.wait_for(self._handle.healthy.remote(), PING_WITHIN_S)
+        except Exception:  # whatever it is, it is no answer
+            return False
 
     def stop(self) -> None:
         """End the watch; KServe calls this as it shuts down."""
@@ -152,7 +165,9 @@ class ReplicatedModel(RayModel):
             left = deadline - time.monotonic()
             try:
                 response = method.remote(*args, **kwargs)
-                return await asyncio.wait_for(response, min(left, self.attempt_s))
+                answer = await asyncio.wait_for(response, min(left, self.attempt_s))
+                self._answered = time.monotonic()
+                return answer
             except asyncio.CancelledError:  # the client has gone
                 response.cancel()
                 raise

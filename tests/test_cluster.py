@@ -54,6 +54,17 @@ def test_a_node_is_cut_off(work):
     assert done.facts["replicas that live, the one cut off included"] == 3
 
 
+def test_the_head_is_lost(work):
+    """With Redis behind it: replicas and the server go on, and take to the next head."""
+    needs_tool("redis-server")
+    done = cluster.head(work, seconds=16)
+    assert_nothing_lost(done)
+    assert done.again > 0
+    assert done.facts["probes answered otherwise than 200"] == 0
+    assert done.facts["ready, when idle without a head"] == "200"
+    assert done.facts["ready, without head and replicas"] == "503"
+
+
 def test_two_fronts_before_an_application_of_a_config_file(local):
     """What Kubernetes will do: Ray Serve deploys from a file, KServe joins; it may go again."""
     with Nodes(0, 1, 1) as nodes:

@@ -8,16 +8,28 @@ import contextlib
 import json
 import statistics
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
 
 from model.bench import capacity, results
-from model.bench.load import Run, Workload, closed_loop
-from model.bench.nodes import Network, Nodes
+from model.bench.load import RIGHT, Run, Workload, closed_loop
+from model.bench.nodes import Network, Nodes, Redis
 from model.bench.reliability import HALVES, node, show
 from model.bench.server import ServerProcess
 from model.bench.simulation import Service, Setting
-from model.bench.trial import Trial, metrics, redeploy, replicas, under, whole
+from model.bench.trial import (
+    Trial,
+    health,
+    kill_all,
+    kill_one,
+    metrics,
+    redeploy,
+    replicas,
+    under,
+    watched,
+    whole,
+)
+from model.replicated import STALE_S
 
 # Ray's default: every 3 s, 10 s to answer, 5 times. So short, a lost node is noticed in seconds.
 PROMPT = {
@@ -25,21 +37,20 @@ PROMPT = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
+# Nodes and drivers end after so long without a head; Ray's default: a minute. KubeRay's: this.
+PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 
 
-@contextlib.contextmanager
-def network() -> Iterator[Network]:
-    """Hosts for worker nodes, which are gone afterwards."""
-    there = Network()
-    try:
-        yield there
-    finally:
-        there.end()
+def joined(nodes: Nodes, *options: str, **env: str) -> ServerProcess:
+    """Our server on a cluster, on the head's node unless `--node_address` names another."""
+    join = ("--address", nodes.address)
+    return ServerProcess("model.ray_server", *join, *options, **nodes.env, **env)
 
 
-def joined(nodes: Nodes, *options: str) -> ServerProcess:
-    """Our server on the head's node of a cluster."""
-    return ServerProcess("model.ray_server", "--address", nodes.address, *options, **nodes.env)
+def away_from_the_head(nodes: Nodes, **env: str) -> ServerProcess:
+    """Our server on the first worker's node, with a replica on each of two workers."""
+    one_each = ("--num_replicas", "2", "--cpus_per_replica", "1")
+    return joined(nodes, *one_each, "--node_address", nodes.hosts[1], **env)
 
 
 def on_nodes(server: ServerProcess) -> Counter:
@@ -77,7 +88,7 @@ def workers(server: ServerProcess, work: Workload, seconds: float = 3) -> Counte
 
 def cut(work: Workload, seconds: float = 40) -> Trial:
     """The wire to a worker node is cut: nothing comes from it, and no connection is closed."""
-    with network() as wires, Nodes(0, 1, 1, network=wires, **PROMPT) as nodes:
+    with Network() as wires, Nodes(0, 1, 1, network=wires, **PROMPT) as nodes:
         prompt = ("--request_timeout_s", "30", "--attempt_timeout_s", "3")
         with joined(nodes, *HALVES, *prompt) as server:
             before = on_nodes(server)
@@ -90,11 +101,53 @@ def cut(work: Workload, seconds: float = 40) -> Trial:
     return trial
 
 
+def head(work: Workload, seconds: float = 40) -> Trial:
+    """Ray's head is lost, then a replica; another head starts, with what Redis kept.
+
+    Then the second head is lost with nobody asking for anything, and the replicas after it.
+    """
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(Redis())
+        nodes = stack.enter_context(Nodes(0, 1, 1, redis=redis, **PATIENT))
+        server = stack.enter_context(away_from_the_head(nodes, **PATIENT))
+        deeds = [
+            (2.0, "Ray's head lost", lambda: nodes.lose(0)),
+            (0.3 * seconds, "a replica killed", lambda: kill_one(server)),
+            (0.4 * seconds, "another head", nodes.start_head_again),
+        ]
+        with watched(server) as told:
+            what = "Ray's head lost, then a replica; another head, with Redis"
+            trial = under(server, what, work, seconds, deeds)
+        whole(server, 2)
+        trial.facts["from the lost replica to the new one, s"] = time.time() - trial.deeds[1][0]
+        trial.facts["probes answered otherwise than 200"] = sum(
+            status != "200" for _, statuses in told for status in statuses.values()
+        )
+        nodes.lose(0)
+        time.sleep(STALE_S + 1)
+        trial.facts["ready, when idle without a head"] = health(server)["model ready"]
+        kill_all(server)
+        time.sleep(1)
+        trial.facts["ready, without head and replicas"] = health(server)["model ready"]
+    return trial
+
+
+def head_for_good(work: Workload, seconds: float = 80) -> Trial:
+    """Ray's head is lost, and there is no Redis: how long the rest goes on."""
+    with Nodes(0, 1, 1) as nodes, away_from_the_head(nodes) as server:
+        deeds = [(2.0, "Ray's head lost", lambda: nodes.lose(0))]
+        trial = under(server, "Ray's head lost, no Redis", work, seconds, deeds, ends=True)
+        last = max(sample.done for sample in trial.run.samples if sample.outcome == RIGHT)
+        lost_at = trial.deeds[0][0] - trial.run.began
+        trial.facts["seconds that it went on without a head"] = last - lost_at
+    return trial
+
+
 def hop(work: Workload, seconds: float = 10) -> dict[str, float | str]:
     """What it costs that the replica is on another node: one client, in turn here and there."""
     one = ("--num_replicas", "1", "--cpus_per_replica", "1")
     with contextlib.ExitStack() as stack:
-        wires = stack.enter_context(network())
+        wires = stack.enter_context(Network())
         near = stack.enter_context(Nodes(1))
         far = stack.enter_context(Nodes(0, 1, network=wires))
         servers = [stack.enter_context(joined(nodes, *one)) for nodes in (near, far)]
@@ -140,7 +193,13 @@ def foretold(
     return service, capacity.validate(pairs, service)
 
 
-TRIALS = {"node": node, "cut": cut, "added": added}
+TRIALS = {
+    "node": node,
+    "cut": cut,
+    "added": added,
+    "head": head,
+    "head_for_good": head_for_good,
+}
 
 
 def main() -> None:

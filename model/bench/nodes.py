@@ -14,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,10 @@ def fresh_token() -> dict[str, str]:
 
 
 class Network:
-    """Hosts on a network of their own: namespaces of Linux, wired to a bridge. It takes root."""
+    """Hosts on a network of their own: namespaces of Linux, wired to a bridge. It takes root.
+
+    Ends with `end` or the `with` block.
+    """
 
     def __init__(self) -> None:
         """Raises OSError where the tool `ip` is missing or does not succeed."""
@@ -77,6 +81,12 @@ class Network:
             _ip(f"netns del {self._host(number)}")
         _ip(f"link del {self.bridge}")
 
+    def __enter__(self) -> "Network":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
 
 def _ip(command: str) -> None:
     ran = subprocess.run(["ip", *command.split()], capture_output=True, text=True, timeout=10)
@@ -84,11 +94,43 @@ def _ip(command: str) -> None:
         raise OSError(f"ip {command}: {ran.stderr.strip()}")
 
 
+class Redis:
+    """A Redis server on loopback for the head's sake; ends with `stop` or the `with` block."""
+
+    def __init__(self) -> None:
+        """Raises FileNotFoundError where `redis-server` is missing."""
+        self.address, self.password = f"{LOOPBACK.format(0)}:{free_port()}", secrets.token_hex(16)
+        host, port = self.address.split(":")
+        self._process = psutil.Popen(
+            ["redis-server", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
+        )
+        # By way of stdin: the password is in no command line, and nothing is written to disk.
+        settings = f'bind {host}\nport {port}\nrequirepass {self.password}\nsave ""\n'
+        self._process.stdin.write(settings.encode())
+        self._process.stdin.close()
+
+    def stop(self) -> None:
+        """End it; what it kept is gone."""
+        self._process.terminate()
+        self._process.wait(10)
+
+    def __enter__(self) -> "Redis":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
 class Nodes:
     """A head node and workers, each a raylet with its processes.
 
     `address` is what `model.ray_server --address` takes and `env` the environment it needs: who
-    joins must know the cluster's token. Ends with `stop`, with the `with` block, or with Python.
+    joins must know the cluster's token. `hosts` are the nodes' addresses, the head's first. Ends
+    with `stop`, with the `with` block, or with Python.
     """
 
     def __init__(
@@ -97,69 +139,90 @@ class Nodes:
         *worker_cpus: int,
         network: Network | None = None,
         dashboard: bool = False,
+        redis: Redis | None = None,
         **env: str,
     ) -> None:
         """head_cpus, worker_cpus: what replicas may reserve of each node. env: added for Ray.
 
         network: whose hosts the workers run on; the head stays here. Default: all on loopback.
-        dashboard: whether Ray's dashboard runs, which Ray's state API asks.
+        dashboard: whether Ray's dashboard runs, which Ray's state API asks. redis: keeps what the
+        head knows, for the one after it.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
         self._network = network
         self.address = f"{network.head if network else LOOPBACK.format(1)}:{free_port()}"
         self.env = fresh_token()
         self._env = os.environ | self.env | {"TMPDIR": str(self.folder)} | env
-        self._started: list[psutil.Popen] = []  # the head's first
+        self.hosts: list[str] = []
+        self._started: list[psutil.Popen] = []
+        self._starter = ThreadPoolExecutor(1)  # they end with the thread that starts them
         self._end = weakref.finalize(self, _end, self._started, self.folder)
         try:
             host, port = self.address.split(":")
             options = f"--head --port={port} --temp-dir={self.folder}"
             options += f" --include-dashboard={dashboard} --dashboard-port={free_port()}"
-            self._start(options, head_cpus, host)
-            for cpus in worker_cpus:
-                self.add(cpus)
+            if redis:
+                options += f" --redis-password={redis.password}"
+                self._env["RAY_REDIS_ADDRESS"] = redis.address
+            self._head = (options, head_cpus, host)
+            self._wait(self._start(0, *self._head))
+            for number in [self._start_worker(cpus) for cpus in worker_cpus]:
+                self._wait(number)
         except BaseException:
             self.stop()
             raise
 
     def add(self, cpus: int) -> int:
         """Add a worker node; returns its number, from 1 on."""
+        return self._wait(self._start_worker(cpus))
+
+    def lose(self, number: int) -> None:
+        """SIGKILL to all processes of a node, 0 being the head: the machine is gone."""
+        lost = [*self._started[number].children(recursive=True), self._started[number]]
+        for process in lost:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(lost, timeout=10)
+
+    def start_head_again(self) -> None:
+        """Another head in place of the lost one, at the same address."""
+        (self.folder / "ray_current_cluster").unlink()  # another machine would not have it
+        self._wait(self._start(0, *self._head))
+
+    def _start_worker(self, cpus: int) -> int:
         number = len(self._started)
         host, there = self._network.add() if self._network else (LOOPBACK.format(1 + number), [])
-        self._start(f"--address={self.address}", cpus, host, there)
-        return number
+        return self._start(number, f"--address={self.address}", cpus, host, there)
 
-    def _start(self, options: str, cpus: int, host: str, there: Sequence[str] = ()) -> None:
+    def _start(
+        self, number: int, options: str, cpus: int, host: str, there: Sequence[str] = ()
+    ) -> int:
         options += f" --num-cpus={cpus} --node-ip-address={host} --block --disable-usage-stats"
         options += " --object-store-memory=100000000"
-        linux = sys.platform == "linux"
-        log = self.folder / f"start-{len(self._started)}.log"
-        with open(log, "w") as file:
-            ray = Path(sys.executable).with_name("ray")
-            process = psutil.Popen(
-                [*there, ray, "start", *options.split()],
+        with open(self._log(number), "w") as log:
+            process = self._starter.submit(
+                psutil.Popen,
+                [*there, Path(sys.executable).with_name("ray"), "start", *options.split()],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # Only the head: a worker may be started by a thread that ends before it.
-                preexec_fn=end_with_parent if linux and "--head" in options else None,
-            )
-        self._started.append(process)
-        deadline = time.monotonic() + READY_WITHIN_S
-        while "Ray runtime started" not in log.read_text():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"ray start failed: {log.read_text()[-1000:]}")
-            time.sleep(0.1)
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+            ).result()
+        self._started[number : number + 1], self.hosts[number : number + 1] = [process], [host]
+        return number
 
-    def raylet(self, number: int) -> psutil.Process:
-        """The raylet of a node: 0 is the head's. With it ends all that runs on the node."""
-        return next(
-            process
-            for process in self._started[number].children(recursive=True)
-            if process.name() == "raylet"
-        )
+    def _wait(self, number: int) -> int:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while "Ray runtime started" not in (said := self._log(number).read_text()):
+            if self._started[number].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"ray start failed: {said[-1000:]}")
+            time.sleep(0.1)
+        return number
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"start-{number}.log"
 
     def stop(self) -> None:
         """End all nodes and remove their files; calling it again does nothing."""

@@ -203,7 +203,7 @@ def node(work: Workload, seconds: float = 30) -> Trial:
     with Nodes(1, 1) as nodes:
         join = ("--address", nodes.address, *HALVES)
         with ServerProcess("model.ray_server", *join, **nodes.env) as server:
-            deeds = [(3.0, "a node lost", lambda: nodes.raylet(1).kill())]
+            deeds = [(3.0, "a node lost", lambda: nodes.lose(1))]
             trial = under(server, "one of 2 nodes lost", work, seconds, deeds)
             whole(server, 2)
     return trial
