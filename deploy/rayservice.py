@@ -29,12 +29,11 @@ from model.cluster import KEEP_MEMORY, OBJECT_STORE_BYTES, PROMPT
 PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 # The brackets keep grep from finding itself.
 AFTER_THE_FRONT = "while grep -qs model[.]front_server /proc/[0-9]*/cmdline; do sleep 1; done"
+METRICS = 8090  # of Ray's node beside KServe; KubeRay would take 8080, which is KServe's
 LEAN = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _node(
-    name: str, settings: Settings, cpu: float, gb: float, gpus: int = 0, ports=None
-) -> V1Container:
+def _node(name: str, settings: Settings, cpu: float, gb: float, gpus: int = 0) -> V1Container:
     """A container that is a node of the Ray cluster; KubeRay writes its `ray start`.
 
     With probes of our own: KubeRay's would wait for Serve's HTTP proxy, which nobody needs here.
@@ -45,7 +44,6 @@ def _node(
         settings,
         env=pods.env(**{SHARED: "/tmp"}, **LEAN, **KEEP_MEMORY, **PROMPT),
         resources=pods.resources(cpu, gb, gpus),
-        ports=ports,
         startup_probe=pods.probe(**healthy, failures=36),
         readiness_probe=pods.probe(**healthy, failures=3),
         liveness_probe=pods.probe(**healthy, failures=12),
@@ -55,16 +53,10 @@ def _node(
 def _head(settings: Settings) -> dict:
     """The head: no CPUs for replicas; the dashboard takes the configuration from KubeRay.
 
-    Its autoscaler calls Kubernetes' API, with the account that KubeRay makes for it.
+    No port is named: KubeRay's defaults have all that it makes Services of. Its autoscaler calls
+    Kubernetes' API, with the account that KubeRay makes for it.
     """
-    ports = [("gcs", 6379), ("dashboard", 8265)]
-    node = _node(
-        "ray-head",
-        settings,
-        cpu=1,
-        gb=2,
-        ports=[V1ContainerPort(name=name, container_port=port) for name, port in ports],
-    )
+    node = _node("ray-head", settings, cpu=1, gb=2)
     return {
         "rayStartParams": {
             "num-cpus": "0",
@@ -104,6 +96,7 @@ def _fronts(settings: Settings) -> dict:
     node ends after the server, or the requests that the server still answers would be lost.
     """
     node = _node("ray-worker", settings, cpu=2 * RAY_CPU, gb=1)
+    node.ports = [V1ContainerPort(name="metrics", container_port=METRICS)]
     node.lifecycle = pods.before_the_end("sh", "-c", AFTER_THE_FRONT)
     front = pods.server(
         "kserve-front",
@@ -129,7 +122,11 @@ def _fronts(settings: Settings) -> dict:
         "replicas": settings.fronts,
         "minReplicas": settings.fronts,
         "maxReplicas": settings.fronts,
-        "rayStartParams": {"num-cpus": "0", "object-store-memory": str(OBJECT_STORE_BYTES)},
+        "rayStartParams": {
+            "num-cpus": "0",
+            "object-store-memory": str(OBJECT_STORE_BYTES),
+            "metrics-export-port": str(METRICS),
+        },
         "template": pods.template(
             "front",
             settings,

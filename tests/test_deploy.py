@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import packages_distributions
 
+import jsonschema
 import kserve.models
 import kubernetes.client
 import kubernetes_validate
@@ -27,6 +28,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from deploy import manifests
 from deploy.settings import PRESTOP_S, Settings
 from model import options
+from tests import kuberay
 from tests.conftest import ROOT
 from tests.test_project import imports
 
@@ -37,50 +39,8 @@ SETTINGS["cores in parts"] = Settings(replicas=3, cpus=0.7, max_workers=9)
 EACH = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 OLDEST, NEWEST = "1.32", kubernetes_validate.latest_version()  # Kubernetes
 
-# The fields of KubeRay's CRD (ray.io/v1, KubeRay 1.6) that we use or might; None: checked apart.
-_GROUP = {"rayStartParams": None, "template": None, "resources": None, "labels": None}
-RAYSERVICE = {
-    "apiVersion": None,
-    "kind": None,
-    "metadata": None,
-    "spec": {
-        "excludeHeadPodFromServeSvc": None,
-        "serveConfigV2": None,
-        "rayClusterConfig": {
-            "rayVersion": None,
-            "authOptions": {"mode": None, "secretName": None},
-            "enableInTreeAutoscaling": None,
-            "autoscalerOptions": {
-                "version": None,
-                "idleTimeoutSeconds": None,
-                "upscalingMode": None,
-                **dict.fromkeys(("env", "resources", "securityContext", "volumeMounts")),
-            },
-            "gcsFaultToleranceOptions": {
-                "redisAddress": None,
-                "redisPassword": {"valueFrom": {"secretKeyRef": {"key": None, "name": None}}},
-            },
-            "headGroupSpec": _GROUP | {"serviceType": None},
-            "workerGroupSpecs": _GROUP
-            | dict.fromkeys(("groupName", "replicas", "minReplicas", "maxReplicas")),
-        },
-    },
-}
-
 
 # --- validators: each returns or raises what is wrong -------------------------------------------
-
-
-def unlisted(value: object, allowed: dict | None, at: str = "") -> list[str]:
-    """The fields of a custom resource that `allowed` does not have."""
-    if isinstance(value, list):
-        return [name for part in value for name in unlisted(part, allowed, at)]
-    if allowed is None or not isinstance(value, dict):
-        return []
-    found = [f"{at}.{name}" for name in value.keys() - allowed.keys()]
-    for name in value.keys() & allowed.keys():
-        found += unlisted(value[name], allowed[name], f"{at}.{name}")
-    return found
 
 
 def unknown(value: object, kind: str, at: str = "") -> list[str]:
@@ -250,14 +210,25 @@ def test_kserve_knows_every_field(settings):
 
 
 @EACH
-def test_kuberay_knows_every_field(settings):
-    """Of a RayService, by the list above; an unknown field is found."""
+def test_kuberay_takes_it(settings):
+    """By its CRD and by the rules of its operator; what is misspelt or of another type is found."""
     document, cluster, groups = rayservice(settings)
-    assert not unlisted(document, RAYSERVICE)
-    groups["front"]["minReplica"] = cluster["gcsFaultTolerance"] = 1
-    at = ".spec.rayClusterConfig"
-    wrong = {f"{at}.gcsFaultTolerance", f"{at}.workerGroupSpecs.minReplica"}
-    assert set(unlisted(document, RAYSERVICE)) == wrong
+    check = jsonschema.Draft202012Validator(kuberay.RAYSERVICE)
+    assert not [error.message for error in check.iter_errors(document)]
+    assert not kuberay.refused(document)
+    groups["front"]["minReplica"] = cluster["gcsFaultTolerance"] = cluster["rayVersion"] = 1
+    groups["head"]["rayStartParams"]["num-cpus"] = 0
+    del groups["worker"]["maxReplicas"]
+    assert len([*check.iter_errors(document)]) == 5
+
+
+def test_kuberay_refuses_what_cannot_run():
+    """Two things that its CRD lets through: a port taken twice in a pod, too few of the head's."""
+    document, _, groups = rayservice()
+    del groups["front"]["rayStartParams"]["metrics-export-port"]
+    groups["head"]["template"]["spec"]["containers"][0]["ports"] = [{"name": "dashboard"}]
+    ports, twice = kuberay.refused(document)
+    assert "8080" in twice and "serve" in ports
 
 
 @EACH
