@@ -65,7 +65,12 @@ class Batcher:
     @property
     def here(self) -> int:
         """The length of all that waits or is in work."""
-        return sum(self._length(item) for item, _ in self._waiting) + sum(self._at_work.values())
+        return self._queued + sum(self._at_work.values())
+
+    @property
+    def _queued(self) -> int:
+        """The length of what waits."""
+        return sum(self._length(item) for item, _ in self._waiting)
 
     def _seal(self, patient: bool = True) -> None:
         """Give what waits to the workers that are free; not yet, if more is expected."""
@@ -73,10 +78,9 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         while self._waiting and (free := set(range(self._workers())) - self._at_work.keys()):
-            waiting = sum(self._length(item) for item, _ in self._waiting)
-            here = max(waiting, self._expected) + sum(self._at_work.values())
+            here = max(self._queued, self._expected) + sum(self._at_work.values())
             share = min(self._size, math.ceil(here / self._workers()))
-            if patient and waiting < min(share, self._expected):
+            if patient and self._queued < min(share, self._expected):
                 self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._seal, False)
                 return
             batch, length = [], 0
@@ -110,7 +114,7 @@ class Batcher:
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        self._expected = sum(self._length(item) for item, _ in self._waiting) + length
+        self._expected = self._queued + length
         self._seal()
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from typing import Any
 
-import ray
 from kserve import InferRequest
 from kserve.errors import InvalidInput, ModelNotReady
 from kserve.logging import logger
@@ -130,7 +129,7 @@ class ReplicatedModel(RayModel):
         """End the watch; KServe calls this as it shuts down."""
         watch, self._stopped, self._watch = self._watch, True, None
         self._look_now.set()
-        if watch:  # a look after Ray's end would start a cluster
+        if watch:  # so that no look is under way as Ray ends
             watch.join(STALE_S)
         super().stop()
 
@@ -219,8 +218,6 @@ class ReplicatedModel(RayModel):
 
     def _look(self) -> None:
         """Ask Serve's controller how many replicas run."""
-        if not ray.is_initialized():  # else `serve.status` would start a cluster
-            raise RuntimeError("this process has left the Ray cluster")
         app = serve.status().applications.get(self._handle.app_name)
         deployment = app.deployments.get(self._handle.deployment_name) if app else None
         states = deployment.replica_states if deployment else {}

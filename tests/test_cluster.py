@@ -1,6 +1,8 @@
 """More nodes than one: replicas spread over them, nodes that come, go and are cut off."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,9 @@ import yaml
 from model.application import application
 from model.bench import client, cluster
 from model.bench.load import Workload
-from model.bench.nodes import Nodes
+from model.bench.nodes import Nodes, Redis
 from model.bench.server import ServerProcess
-from model.options import free_port
-from tests.conftest import needs_tool
+from tests.conftest import needs_tool, run
 from tests.samples import GOOD
 from tests.test_reliability import assert_nothing_lost
 from tests.ways import assert_equal
@@ -37,27 +38,33 @@ def work() -> Workload:
     return Workload.drawn(16)
 
 
-def needs_network() -> None:
-    """Skip the test where no network of hosts can be made."""
-    needs_tool("ip")
-    if os.geteuid() != 0:
-        pytest.skip("this test makes network namespaces, which takes root")
+def test_fronts_before_an_application_of_a_config_file(work, local):
+    """As on Kubernetes: Ray Serve deploys from a file, KServe joins on each worker node.
 
-
-def test_a_node_is_cut_off(work):
-    """No connection closes and no answer comes; what it had goes to another node."""
-    needs_network()
-    done = cluster.cut(work, seconds=15)
-    assert_nothing_lost(done)
-    assert done.again > 0
-    assert done.facts["nodes with replicas, before"] == 2
-    assert done.facts["replicas that live, the one cut off included"] == 3
-
-
-def test_the_head_is_lost(work):
-    """With Redis behind it: replicas and the server go on, and take to the next head."""
-    needs_tool("redis-server")
-    done = cluster.head(work, seconds=16)
+    The fronts answer from the same replicas. With Redis behind it Ray's head may be lost: replicas
+    and fronts go on, and take to the next head.
+    """
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(Redis()) if shutil.which("redis-server") else None
+        nodes = stack.enter_context(Nodes(0, 1, 1, redis=redis, **cluster.PATIENT))
+        env = nodes.env | cluster.PATIENT
+        deploy(nodes)
+        join = ("--address", nodes.address, "--max_replicas", "2")
+        first, second = (
+            stack.enter_context(
+                ServerProcess("model.front_server", *join, "--node_address", host, **env)
+            )
+            for host in nodes.hosts[1:]
+        )
+        assert sorted(cluster.on_nodes(first).values()) == [1, 1]
+        for server in (first, second):
+            assert_equal(client.v1(server, [GOOD]), local.classify([GOOD]))
+        refused = run("model.front_server", *join, "--model_name", "other", **env)
+        assert refused.returncode == 1 and "deploy it first" in refused.stderr.splitlines()[-1]
+        second.stop()
+        assert_equal(client.v1(first, [GOOD]), local.classify([GOOD]))
+        needs_tool("redis-server")
+        done = cluster.head(nodes, first, work, seconds=16)
     assert_nothing_lost(done)
     assert done.again > 0
     assert done.facts["probes answered otherwise than 200"] == 0
@@ -65,26 +72,29 @@ def test_the_head_is_lost(work):
     assert done.facts["ready, without head and replicas"] == "503"
 
 
-def test_two_fronts_before_an_application_of_a_config_file(local):
-    """What Kubernetes will do: Ray Serve deploys from a file, KServe joins; it may go again."""
-    with Nodes(0, 1, 1) as nodes:
-        command = [sys.executable, "-m", "model.front_server", "--address", nodes.address]
-        ports = [f"--http_port={free_port()}", f"--grpc_port={free_port()}"]
-        env = os.environ | nodes.env
-        early = subprocess.run([*command, *ports], env=env, capture_output=True, text=True)
-        assert early.returncode == 1 and "deploy it first" in early.stderr.splitlines()[-1]
-        file = nodes.folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(CONFIG))
-        serve = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
-        serve += ["--address", nodes.address, "--non-blocking"]
-        subprocess.run(serve, env=env, check=True, capture_output=True, timeout=60)
-        join = ("--address", nodes.address, "--max_replicas", "2")
-        with ServerProcess("model.front_server", *join, **nodes.env) as first:
-            assert sorted(cluster.on_nodes(first).values()) == [1, 1]
-            with ServerProcess("model.front_server", *join, **nodes.env) as second:
-                for server in (first, second):
-                    assert_equal(client.v1(server, [GOOD]), local.classify([GOOD]))
-            assert_equal(client.v1(first, [GOOD]), local.classify([GOOD]))
+def deploy(nodes: Nodes) -> None:
+    """CONFIG, by Ray Serve's command line."""
+    file = nodes.folder / "serve.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    serve = [Path(sys.executable).with_name("serve"), "run", file, "--address", nodes.address]
+    env = os.environ | nodes.env
+    subprocess.run([*serve, "--non-blocking"], env=env, check=True, capture_output=True, timeout=60)
+
+
+def test_a_node_is_added_and_another_cut_off(work):
+    """The new one gets its share; then nothing comes from the old one, and nothing is lost."""
+    needs_tool("ip")
+    if os.geteuid() != 0:
+        pytest.skip("this test makes network namespaces, which takes root")
+    with cluster.on_a_network() as there:
+        done = cluster.added(*there, work, seconds=12)
+        assert_nothing_lost(done)
+        assert done.facts["replicas on each node"] == "[2, 2]"
+        assert 0.3 < done.facts["share of the new node's replicas"] < 0.7
+        done = cluster.cut(*there, work, seconds=15)
+        assert_nothing_lost(done)
+        assert done.again > 0
+        assert done.facts["replicas that live, those cut off included"] == 4
 
 
 def test_options_of_a_config_file_are_checked():

@@ -1,7 +1,7 @@
 """Does to a cluster of several nodes what a network will: `make cluster` prints README's tables.
 
-Each function starts a cluster of its own and returns what came of it. ARGS of make names single
-ones. Those with a network of their own, `cut` and `hop`, take Linux, root and the tool `ip`.
+ARGS of make names single ones. Those with a network of their own, `network` and `hop`, take Linux,
+root and the tool `ip`; `head` takes a Redis server.
 """
 
 import contextlib
@@ -10,11 +10,12 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 from model.bench import capacity, results
 from model.bench.load import RIGHT, Run, Workload, closed_loop
 from model.bench.nodes import Network, Nodes, Redis
-from model.bench.reliability import HALVES, node, show
+from model.bench.reliability import show
 from model.bench.server import ServerProcess
 from model.bench.simulation import Service, Setting
 from model.bench.trial import (
@@ -41,16 +42,39 @@ PROMPT = {
 PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 
 
+# Nothing comes from a node that is cut off: who waits for it must not wait for ever.
+IMPATIENT = ("--request_timeout_s", "30", "--attempt_timeout_s", "3")
+SPREAD = ("--max_replicas_per_node", "2", "--cpus_per_replica", "0.5", *IMPATIENT)
+
+
 def joined(nodes: Nodes, *options: str, **env: str) -> ServerProcess:
     """Our server on a cluster, on the head's node unless `--node_address` names another."""
     join = ("--address", nodes.address)
     return ServerProcess("model.ray_server", *join, *options, **nodes.env, **env)
 
 
-def away_from_the_head(nodes: Nodes, **env: str) -> ServerProcess:
-    """Our server on the first worker's node, with a replica on each of two workers."""
-    one_each = ("--num_replicas", "2", "--cpus_per_replica", "1")
-    return joined(nodes, *one_each, "--node_address", nodes.hosts[1], **env)
+@contextlib.contextmanager
+def on_a_network() -> Iterator[tuple[Nodes, ServerProcess]]:
+    """Our server at the head, two replicas on a worker node that a wire leads to."""
+    with (
+        Network() as network,
+        Nodes(0, 2, network=network, **PROMPT) as nodes,
+        joined(nodes, "--num_replicas", "2", *SPREAD) as server,
+    ):
+        yield nodes, server
+
+
+@contextlib.contextmanager
+def away_from_the_head(
+    redis: Redis | None = None, **env: str
+) -> Iterator[tuple[Nodes, ServerProcess]]:
+    """Our server on the first of two worker nodes, with a replica on each."""
+    one_each = ("--num_replicas", "2", "--cpus_per_replica", "1", "--node_address")
+    with (
+        Nodes(0, 1, 1, redis=redis, **env) as nodes,
+        joined(nodes, *one_each, nodes.hosts[1], **env) as server,
+    ):
+        yield nodes, server
 
 
 def on_nodes(server: ServerProcess) -> Counter:
@@ -62,21 +86,19 @@ def on_nodes(server: ServerProcess) -> Counter:
     return found
 
 
-def added(work: Workload, seconds: float = 20) -> Trial:
+def added(nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 30) -> Trial:
     """A worker node joins while requests come, and gets as many replicas as the first has."""
-    spread = (*HALVES, "--max_replicas_per_node", "2")
-    with Nodes(0, 1) as nodes, joined(nodes, *spread) as server:
-        old = workers(server, work)
-        deeds = [
-            (2.0, "a node added", lambda: nodes.add(1)),
-            (2.1, "4 replicas", lambda: redeploy(server, *spread, "--num_replicas", "4")),
-        ]
-        trial = under(server, "a node added, and 4 replicas in place of 2", work, seconds, deeds)
-        whole(server, 4)
-        trial.facts["replicas on each node"] = str(sorted(on_nodes(server).values()))
-        answers = workers(server, work)
-        new = sum(count for worker, count in answers.items() if worker not in old)
-        trial.facts["share of the new node's replicas"] = new / answers.total()
+    old = workers(server, work)
+    deeds = [
+        (2.0, "a node added", lambda: nodes.add(2)),
+        (2.1, "4 replicas", lambda: redeploy(server, "--num_replicas", "4", *SPREAD)),
+    ]
+    trial = under(server, "a node added, and 4 replicas in place of 2", work, seconds, deeds)
+    whole(server, 4)
+    trial.facts["replicas on each node"] = str(sorted(on_nodes(server).values()))
+    answers = workers(server, work)
+    new = sum(count for worker, count in answers.items() if worker not in old)
+    trial.facts["share of the new node's replicas"] = new / answers.total()
     return trial
 
 
@@ -86,60 +108,55 @@ def workers(server: ServerProcess, work: Workload, seconds: float = 3) -> Counte
     return Counter(sample.headers["x-worker"] for sample in run.samples if sample.headers)
 
 
-def cut(work: Workload, seconds: float = 40) -> Trial:
-    """The wire to a worker node is cut: nothing comes from it, and no connection is closed."""
-    with Network() as wires, Nodes(0, 1, 1, network=wires, **PROMPT) as nodes:
-        prompt = ("--request_timeout_s", "30", "--attempt_timeout_s", "3")
-        with joined(nodes, *HALVES, *prompt) as server:
-            before = on_nodes(server)
-            what = "one of 2 nodes cut off"
-            trial = under(server, what, work, seconds, [(3.0, what, lambda: wires.cut(1))])
-            whole(server, 2)
-            trial.facts["nodes with replicas, before"] = len(before)
-            trial.facts["replicas that live, the one cut off included"] = len(replicas(server))
-            trial.facts["settings"] = " ".join([*prompt, *(f"{k}={v}" for k, v in PROMPT.items())])
+def cut(nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 40) -> Trial:
+    """The wire to a worker node is cut: nothing comes from it, and no connection is closed.
+
+    The other may not take more replicas than it has.
+    """
+    what = "one of 2 nodes cut off, with 2 of 4 replicas"
+    trial = under(server, what, work, seconds, [(3.0, what, lambda: nodes.cut(1))])
+    whole(server, 2)
+    trial.facts["replicas that live, those cut off included"] = len(replicas(server))
+    trial.facts["settings"] = " ".join([*IMPATIENT, *(f"{k}={v}" for k, v in PROMPT.items())])
     return trial
 
 
-def head(work: Workload, seconds: float = 40) -> Trial:
+def head(nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 40) -> Trial:
     """Ray's head is lost, then a replica; another head starts, with what Redis kept.
 
     Then the second head is lost with nobody asking for anything, and the replicas after it.
     """
-    with contextlib.ExitStack() as stack:
-        redis = stack.enter_context(Redis())
-        nodes = stack.enter_context(Nodes(0, 1, 1, redis=redis, **PATIENT))
-        server = stack.enter_context(away_from_the_head(nodes, **PATIENT))
-        deeds = [
-            (2.0, "Ray's head lost", lambda: nodes.lose(0)),
-            (0.3 * seconds, "a replica killed", lambda: kill_one(server)),
-            (0.4 * seconds, "another head", nodes.start_head_again),
-        ]
-        with watched(server) as told:
-            what = "Ray's head lost, then a replica; another head, with Redis"
-            trial = under(server, what, work, seconds, deeds)
-        whole(server, 2)
-        trial.facts["from the lost replica to the new one, s"] = time.time() - trial.deeds[1][0]
-        trial.facts["probes answered otherwise than 200"] = sum(
-            status != "200" for _, statuses in told for status in statuses.values()
-        )
-        nodes.lose(0)
-        time.sleep(STALE_S + 1)
-        trial.facts["ready, when idle without a head"] = health(server)["model ready"]
-        kill_all(server)
-        time.sleep(1)
-        trial.facts["ready, without head and replicas"] = health(server)["model ready"]
+    deeds = [
+        (2.0, "Ray's head lost", lambda: nodes.lose(0)),
+        (0.3 * seconds, "a replica killed", lambda: kill_one(server)),
+        (0.4 * seconds, "another head", nodes.start_head_again),
+    ]
+    with watched(server) as told:
+        what = "Ray's head lost, then a replica; another head, with Redis"
+        trial = under(server, what, work, seconds, deeds)
+    whole(server, 2)
+    trial.facts["from the lost replica to the new one, s"] = time.time() - trial.deeds[1][0]
+    trial.facts["probes answered otherwise than 200"] = sum(
+        status != "200" for _, statuses in told for status in statuses.values()
+    )
+    nodes.lose(0)
+    time.sleep(STALE_S + 1)
+    trial.facts["ready, when idle without a head"] = health(server)["model ready"]
+    kill_all(server)
+    time.sleep(1)
+    trial.facts["ready, without head and replicas"] = health(server)["model ready"]
     return trial
 
 
-def head_for_good(work: Workload, seconds: float = 80) -> Trial:
+def head_for_good(
+    nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 80
+) -> Trial:
     """Ray's head is lost, and there is no Redis: how long the rest goes on."""
-    with Nodes(0, 1, 1) as nodes, away_from_the_head(nodes) as server:
-        deeds = [(2.0, "Ray's head lost", lambda: nodes.lose(0))]
-        trial = under(server, "Ray's head lost, no Redis", work, seconds, deeds, ends=True)
-        last = max(sample.done for sample in trial.run.samples if sample.outcome == RIGHT)
-        lost_at = trial.deeds[0][0] - trial.run.began
-        trial.facts["seconds that it went on without a head"] = last - lost_at
+    deeds = [(2.0, "Ray's head lost", lambda: nodes.lose(0))]
+    trial = under(server, "Ray's head lost, no Redis", work, seconds, deeds, ends=True)
+    last = max(sample.done for sample in trial.run.samples if sample.outcome == RIGHT)
+    lost_at = trial.deeds[0][0] - trial.run.began
+    trial.facts["it went on without a head for, s"] = last - lost_at
     return trial
 
 
@@ -193,13 +210,17 @@ def foretold(
     return service, capacity.validate(pairs, service)
 
 
-TRIALS = {
-    "node": node,
-    "cut": cut,
-    "added": added,
-    "head": head,
-    "head_for_good": head_for_good,
-}
+def _trials(names: list[str], work: Workload) -> Iterator[Trial]:
+    if "network" in names:
+        with on_a_network() as there:
+            yield added(*there, work)
+            yield cut(*there, work)
+    if "head" in names:
+        with Redis() as redis, away_from_the_head(redis, **PATIENT) as there:
+            yield head(*there, work)
+    if "head_for_good" in names:
+        with away_from_the_head() as there:
+            yield head_for_good(*there, work)
 
 
 def main() -> None:
@@ -207,15 +228,13 @@ def main() -> None:
 
     Draws imgs/capacity.png.
     """
-    known = [*TRIALS, "hop", "foretell"]
+    known = ["network", "head", "head_for_good", "hop", "foretell"]
     names = sys.argv[1:] or known
     if unknown := set(names) - set(known):
         sys.exit(f"no such trial: {', '.join(unknown)}; there are {', '.join(known)}")
     print(json.dumps(results.machine()))
     work, facts = Workload.drawn(), {}
-    trials = [name for name in TRIALS if name in names]
-    for i, name in enumerate(trials):
-        trial = TRIALS[name](work)
+    for i, trial in enumerate(_trials(names, work)):
         show(trial.row(), header=i == 0)
         facts |= {f"{trial.what}: {fact}": value for fact, value in trial.facts.items()}
     if "hop" in names:

@@ -129,8 +129,8 @@ class Nodes:
     """A head node and workers, each a raylet with its processes.
 
     `address` is what `model.ray_server --address` takes and `env` the environment it needs: who
-    joins must know the cluster's token. `hosts` are the nodes' addresses, the head's first. Ends
-    with `stop`, with the `with` block, or with Python.
+    joins must know the cluster's token. `hosts` are the nodes' addresses and `commands` what was
+    run on each, the head's first. Ends with `stop`, with the `with` block, or with Python.
     """
 
     def __init__(
@@ -152,14 +152,16 @@ class Nodes:
         self._network = network
         self.address = f"{network.head if network else LOOPBACK.format(1)}:{free_port()}"
         self.env = fresh_token()
-        self._env = os.environ | self.env | {"TMPDIR": str(self.folder)} | env
+        quiet = {"TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        self._env = os.environ | self.env | quiet | env
         self.hosts: list[str] = []
+        self.commands: list[str] = []
         self._started: list[psutil.Popen] = []
         self._starter = ThreadPoolExecutor(1)  # they end with the thread that starts them
         self._end = weakref.finalize(self, _end, self._started, self.folder)
         try:
             host, port = self.address.split(":")
-            options = f"--head --port={port} --temp-dir={self.folder}"
+            options = f"--head --port={port}"
             options += f" --include-dashboard={dashboard} --dashboard-port={free_port()}"
             if redis:
                 options += f" --redis-password={redis.password}"
@@ -184,25 +186,33 @@ class Nodes:
                 process.kill()
         psutil.wait_procs(lost, timeout=10)
 
+    def cut(self, number: int) -> None:
+        """Take away the wire to a worker node, where there is a Network."""
+        self._network.cut(number)
+
     def start_head_again(self) -> None:
         """Another head in place of the lost one, at the same address."""
-        (self.folder / "ray_current_cluster").unlink()  # another machine would not have it
+        (self.folder / "0" / "ray_current_cluster").unlink()  # another machine would not have it
         self._wait(self._start(0, *self._head))
 
     def _start_worker(self, cpus: int) -> int:
         number = len(self._started)
         host, there = self._network.add() if self._network else (LOOPBACK.format(1 + number), [])
-        return self._start(number, f"--address={self.address}", cpus, host, there)
+        return self._start(
+            number, f"--address={self.address} --include-log-monitor=false", cpus, host, there
+        )
 
     def _start(
         self, number: int, options: str, cpus: int, host: str, there: Sequence[str] = ()
     ) -> int:
-        options += f" --num-cpus={cpus} --node-ip-address={host} --block --disable-usage-stats"
-        options += " --object-store-memory=100000000"
+        command = f"ray start {options} --num-cpus={cpus} --node-ip-address={host} --block"
+        command += " --object-store-memory=100000000 --include-log-monitor=false"
+        ray, *words = command.split()
+        folder = self.folder / str(number)  # one for all nodes would have them share sockets
         with open(self._log(number), "w") as log:
             process = self._starter.submit(
                 psutil.Popen,
-                [*there, Path(sys.executable).with_name("ray"), "start", *options.split()],
+                [*there, Path(sys.executable).with_name(ray), *words, "--temp-dir", folder],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -210,7 +220,8 @@ class Nodes:
                 start_new_session=True,
                 preexec_fn=end_with_parent if sys.platform == "linux" else None,
             ).result()
-        self._started[number : number + 1], self.hosts[number : number + 1] = [process], [host]
+        for known, new in ((self._started, process), (self.hosts, host), (self.commands, command)):
+            known[number : number + 1] = [new]
         return number
 
     def _wait(self, number: int) -> int:
