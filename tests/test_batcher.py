@@ -13,6 +13,8 @@ from model.protocol import Answer, Request
 from model.replica import Replica
 from tests.tiny_models import Stopping
 
+pytestmark = pytest.mark.alone
+
 
 class Work:
     """Takes `seconds` for a batch, or until released, and keeps what it was given."""

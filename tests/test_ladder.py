@@ -11,6 +11,8 @@ from model.bench import ladder, load, plots, results
 from model.bench.limit import limit
 from model.bench.server import ServerProcess
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def work(plain):

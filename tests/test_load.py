@@ -29,6 +29,8 @@ from model.bench.load import RIGHT, Workload
 from model.options import free_port
 from tests.conftest import needs_tool, until
 
+pytestmark = pytest.mark.alone
+
 LABELS = list(shapes.LABELS)
 WORK = Workload([label.encode() for label in LABELS], LABELS)  # Known reads them as pictures
 

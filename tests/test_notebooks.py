@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.alone
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
 

@@ -18,6 +18,8 @@ from model.bench.load import RIGHT, Workload
 from model.bench.server import ServerProcess
 from tests.conftest import until
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def work() -> Workload:
