@@ -11,12 +11,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.alone
+BARELY_MEASURE = ("01_architecture", "03_ray_serve")
+NOTEBOOKS = [
+    pytest.param(path, marks=() if path.stem in BARELY_MEASURE else pytest.mark.alone, id=path.stem)
+    for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))
+]
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook(path, traces, tmp_path_factory):
     """Through nbmake, as `pytest --nbmake` would; the second twice over, in one kernel."""
     notebook = twice(path, tmp_path_factory.mktemp("twice")) if path.stem[:2] == "02" else path

@@ -18,8 +18,6 @@ from model.bench.load import RIGHT, Workload
 from model.bench.server import ServerProcess
 from tests.conftest import until
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(scope="module")
 def work() -> Workload:
@@ -79,6 +77,7 @@ def test_the_controller_is_killed(served, work):
     assert_nothing_lost(reliability.controller(served, work, seconds=5))
 
 
+@pytest.mark.alone
 def test_overload(served, work):
     """Those who are let in wait as long as the queue is, the others are told so at once."""
     done = reliability.overload(served, work, seconds=7)
