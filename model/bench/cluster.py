@@ -247,7 +247,17 @@ def main() -> None:
         print(service)
         for i, row in enumerate(rows):
             show({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}, i == 0)
-        capacity.figure(rows, capacity.extrapolate(service)).savefig("imgs/capacity.png", dpi=110)
+        foreseen = capacity.extrapolate(service)
+        capacity.figure(rows, foreseen).savefig("imgs/capacity.png", dpi=110)
+        for row in foreseen:
+            if row["fronts"] == 1 and row["replicas"] in (1, 8, 64, 512):
+                print({name: round(value) for name, value in row.items()})
+        idle_s = service.seconds(1) + service.front_s + service.answer_s
+        for i, rate in enumerate((100, 1_000, 10_000, 100_000)):
+            need = capacity.needed(service, rate, 0.5 + idle_s)
+            row = {"requests a second": f"{rate:,}", "replicas": f"{need.replicas:,}"}
+            row |= {"fronts": need.fronts, "p99, ms": round(need.outcome.p99_ms)}
+            show(row | {"pictures in a batch": round(need.outcome.batch, 1)}, i == 0)
 
 
 if __name__ == "__main__":
