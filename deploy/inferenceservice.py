@@ -53,6 +53,8 @@ def _service(name: str, container: V1Container, settings: Settings) -> dict:
         scale_metric="cpu",
         scale_target=80,
         containers=[container],
+        # As process 1 a server that starts would not be ended by SIGTERM, but 90 seconds later.
+        share_process_namespace=True,
         **pods.pod(settings),
     )
     return pods.plain(

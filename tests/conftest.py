@@ -37,6 +37,14 @@ def needs_tool(name: str) -> None:
         outcome(f"this test needs {name}, which is not installed on this machine")
 
 
+def needs_network() -> None:
+    """Skip the test where no network of hosts can be made."""
+    needs_tool("ip")
+    tried = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True)
+    if os.geteuid() != 0 or tried.returncode:
+        pytest.skip("this test makes network namespaces, which takes root and CAP_SYS_ADMIN")
+
+
 def run(module: str, *argv: str, **env: str) -> subprocess.CompletedProcess:
     """Run a server that is to end by itself, on free ports unless argv names others."""
     ports = ["--http_port", str(free_port()), "--grpc_port", str(free_port())]

@@ -15,7 +15,7 @@ from model.bench import client, cluster
 from model.bench.load import Workload
 from model.bench.nodes import Nodes, Redis
 from model.bench.server import ServerProcess
-from tests.conftest import needs_tool, run
+from tests.conftest import needs_network, needs_tool, run
 from tests.samples import GOOD
 from tests.test_reliability import assert_nothing_lost
 from tests.ways import assert_equal
@@ -83,9 +83,7 @@ def deploy(nodes: Nodes) -> None:
 
 def test_a_node_is_added_and_another_cut_off(work):
     """The new one gets its share; then nothing comes from the old one, and nothing is lost."""
-    needs_tool("ip")
-    if os.geteuid() != 0:
-        pytest.skip("this test makes network namespaces, which takes root")
+    needs_network()
     with cluster.on_a_network() as there:
         done = cluster.added(*there, work, seconds=12)
         assert_nothing_lost(done)
