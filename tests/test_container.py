@@ -173,9 +173,8 @@ def network() -> Iterator[Network]:
     tried = subprocess.run([*BOX, "true"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"this test makes user namespaces, which does not work here: {tried.stderr}")
-    network = Network()
-    yield network
-    network.end()
+    with Network() as network:
+        yield network
 
 
 @pytest.fixture(params=["model.kserve_server", "model.ray_server"])
