@@ -4,12 +4,10 @@ Bubblewrap shuts the start command in: a network, processes and users of its own
 without root, without privileges, and with nothing to write to but the manifest's volumes.
 """
 
-import contextlib
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,23 +138,10 @@ class Pod:
             self.box.wait()
 
 
-@contextlib.contextmanager
-def probed(pod: Pod) -> Iterator[dict[str, list[bool]]]:
-    """Asks the probes all the while, more often than the kubelet; yields what they said so far."""
-    said, over = {"readinessProbe": [], "livenessProbe": []}, threading.Event()
-
-    def ask() -> None:
-        while not over.wait(0.5):
-            for name, answers in said.items():
-                answers.append(pod.asked(pod.container[name]))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield said
-    finally:
-        over.set()
-        thread.join()
+def probes(pod: Pod) -> dict[str, bool]:
+    """What those say that go on after the start."""
+    names = ("readinessProbe", "livenessProbe")
+    return {name: pod.asked(pod.container[name]) for name in names}
 
 
 def in_bytes(amount: str) -> int:
@@ -218,13 +203,13 @@ def test_it_serves_within_its_limits_and_is_deleted_under_load(pod, work):
         memory.append(pod.memory())
         assert psutil.STATUS_ZOMBIE not in [process.status() for process in pod.processes()]
 
-    with probed(pod) as said:
+    with trial.watched(pod, probes, every=0.5) as told:  # more often than the kubelet
         deeds = [(1.5, "a look", look), (2, "preStop", pod.pre_stop)]
         done = trial.under(pod, "preStop, SIGTERM", work, 4, deeds, ends=True)
     pod.terminate()
     print(f"started in {took:.1f} s, {memory[0] / 2**20:.0f} MiB, {done.row()}")
     assert done.answered == done.run.sent > 0, done.run.errors
-    assert all(len(answers) > 4 and all(answers) for answers in said.values()), said
+    assert len(told) > 4 and all(all(said.values()) for _, said in told), told
     assert memory[0] < in_bytes(pod.container["resources"]["limits"]["memory"])
     assert pod.box.returncode == 0, pod.log.read_text()
 

@@ -129,8 +129,8 @@ class Nodes:
     """A head node and workers, each a raylet with its processes.
 
     `address` is what `model.ray_server --address` takes and `env` the environment it needs: who
-    joins must know the cluster's token. `hosts` are the nodes' addresses and `commands` what was
-    run on each, the head's first. Ends with `stop`, with the `with` block, or with Python.
+    joins must know the cluster's token. `hosts` are the nodes' addresses and `commands` what
+    starts each, the head's first. Ends with `stop`, with the `with` block, or with Python.
     """
 
     def __init__(
@@ -198,21 +198,20 @@ class Nodes:
     def _start_worker(self, cpus: int) -> int:
         number = len(self._started)
         host, there = self._network.add() if self._network else (LOOPBACK.format(1 + number), [])
-        return self._start(
-            number, f"--address={self.address} --include-log-monitor=false", cpus, host, there
-        )
+        return self._start(number, f"--address={self.address}", cpus, host, there)
 
     def _start(
         self, number: int, options: str, cpus: int, host: str, there: Sequence[str] = ()
     ) -> int:
         command = f"ray start {options} --num-cpus={cpus} --node-ip-address={host} --block"
-        command += " --object-store-memory=100000000 --include-log-monitor=false"
+        command += " --object-store-memory=100000000"
         ray, *words = command.split()
-        folder = self.folder / str(number)  # one for all nodes would have them share sockets
+        # In one folder for all, nodes that start side by side would take each other's sockets.
+        more = ["--temp-dir", self.folder / str(number), "--include-log-monitor=false"]
         with open(self._log(number), "w") as log:
             process = self._starter.submit(
                 psutil.Popen,
-                [*there, Path(sys.executable).with_name(ray), *words, "--temp-dir", folder],
+                [*there, Path(sys.executable).with_name(ray), *words, *more],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
