@@ -5,6 +5,7 @@ The same trials as `make reliability`, in short; each changes the server for tho
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import grpc
 import psutil
@@ -13,8 +14,8 @@ import requests
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from model.bench import reliability, trial
-from model.bench.load import RIGHT, Workload
+from model.bench import plots, reliability, trial
+from model.bench.load import RIGHT, Sample, Workload
 from model.bench.server import ServerProcess
 from tests.conftest import until
 
@@ -75,6 +76,18 @@ def test_a_replica_is_stuck(served, work):
 def test_the_controller_is_killed(served, work):
     """Serve goes on without its controller, and Ray starts it again."""
     assert_nothing_lost(reliability.controller(served, work, seconds=5))
+
+
+def test_the_figure_shows_every_request():
+    """Also those of a later panel that are slower than all of the first."""
+    trials = {
+        f"{seconds} s": trial.Trial(
+            "", SimpleNamespace(samples=[Sample(0.5, 0.5, 0.5 + seconds, RIGHT, {})], began=0)
+        )
+        for seconds in (0.8, 1.8)
+    }
+    for axes in plots.through(trials, "").axes:
+        assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 1.8
 
 
 @pytest.mark.alone

@@ -270,8 +270,8 @@ def through(trials: dict[str, Trial], title: str) -> Figure:
                 axes.annotate(f" {what}", top, xycoords=where, va="top", color=GREY, fontsize=9)
             axes.set_title(name, fontsize=10)
             axes.set_ylabel("seconds")
-            axes.set_ylim(bottom=0)
-            axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)  # of all panels, once each has its points: it ends the scaling
+        axes.set_xlim(left=0)
         axes.set_xlabel("when the request was due, seconds")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         handles, fates = axes.get_legend_handles_labels()
