@@ -63,7 +63,7 @@ reliability: .venv/.ready
 	@$(PYTHON_BIN) -m model.bench.reliability $(ARGS)
 
 cluster: .venv/.ready
-	@echo "cluster: leave the machine to it, for about 5 minutes"
+	@echo "cluster: leave the machine to it, for about 9 minutes"
 	@$(PYTHON_BIN) -m model.bench.cluster $(ARGS)
 
 fuzz: .venv/.ready

@@ -22,6 +22,8 @@ from model.bench.nodes import Network
 from tests.conftest import ROOT, needs_network, needs_tool, until
 from tests.test_deploy import containers, cores
 
+pytestmark = pytest.mark.alone
+
 CODE = "/mnt"  # where the box has the package `model`, and nothing else of the repository
 CGROUP = "/sys/fs/cgroup"
 BOX = "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --cap-drop ALL"
@@ -44,13 +46,13 @@ class Pod:
         self.predict = f"{self.url}/v1/models/{self.name}:predict"
         self.log = folder / "log"
         whole = sorted(os.sched_getaffinity(0))[: int(cores(self.container))]
+        bound = ["taskset", "--cpu-list", ",".join(map(str, whole))]
         with open(self.log, "w") as log:
             self.box = psutil.Popen(
-                [*there, *self._shut_in(folder / "cpu.max"), *self.container["command"]],
+                [*there, *bound, *self._shut_in(folder / "cpu.max"), *self.container["command"]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: os.sched_setaffinity(0, whole),
             )
         found = until(lambda: self.box.poll() is not None or self.processes())
         assert self.box.poll() is None, self.log.read_text()
@@ -153,7 +155,7 @@ def in_bytes(amount: str) -> int:
 def network() -> Iterator[Network]:
     """Where the pods are."""
     needs_network()
-    for tool in ("bwrap", "nsenter"):
+    for tool in ("bwrap", "nsenter", "taskset"):
         needs_tool(tool)
     tried = subprocess.run([*BOX, "true"], capture_output=True, text=True)
     if tried.returncode:
