@@ -30,11 +30,11 @@ lab: .venv/.ready
 	@echo "lab: JupyterLab opens in your browser, or at the address below; Ctrl-C twice ends it"
 	@.venv/bin/jupyter lab $(AS_ROOT) --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
 
-# Most tests wait for servers to start, so two run at a time; those that measure come after them,
-# alone. 5: ARGS chose no test of that kind.
+# Most tests wait for servers to start, so two files of them run at a time, in the order of their
+# names; those that measure come after them, alone. 5: ARGS chose no test of that kind.
 test: lint
 	@echo "test: every test and notebook"
-	@$(PYTHON_BIN) -m pytest -m "not alone" -n 2 --dist loadfile $(ARGS); most=$$?; \
+	@$(PYTHON_BIN) -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS); most=$$?; \
 		$(PYTHON_BIN) -m pytest -m alone $(ARGS); alone=$$?; \
 		case $$most$$alone in 00 | 05 | 50) ;; *) exit 1 ;; esac
 

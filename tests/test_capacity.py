@@ -14,8 +14,6 @@ from model.bench import capacity
 from model.bench.capacity import Machine, extrapolate, figure, fit, needed, per_million, validate
 from model.bench.simulation import Service, Setting, erlang_b, erlang_c, one_front, simulate
 
-pytestmark = pytest.mark.alone
-
 REAL = Service(front_s=0.0015, fixed_s=0.008, picture_s=0.015, cv=0.1)
 ONE_BY_ONE = {"size": 1, "limit": math.inf}
 

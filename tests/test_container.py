@@ -22,8 +22,6 @@ from model.bench.nodes import Network
 from tests.conftest import ROOT, needs_network, needs_tool, until
 from tests.test_deploy import containers, cores
 
-pytestmark = pytest.mark.alone
-
 CODE = "/mnt"  # where the box has the package `model`, and nothing else of the repository
 CGROUP = "/sys/fs/cgroup"
 BOX = "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --cap-drop ALL"
@@ -216,6 +214,7 @@ def test_it_serves_within_its_limits_and_is_deleted_under_load(pod, work):
     assert pod.box.returncode == 0, pod.log.read_text()
 
 
+@pytest.mark.alone
 def test_sigterm_while_clients_keep_sending(pod, work):
     """What is in is answered, and who comes later finds the door closed."""
     pod.starts()

@@ -20,8 +20,6 @@ from tests.conftest import BOTH
 from tests.samples import GOOD
 from tests.ways import assert_answers, assert_equal, assert_plain, v2_grpc
 
-pytestmark = pytest.mark.alone
-
 MB = 2**20
 
 

@@ -1,6 +1,7 @@
-"""Every notebook runs from top to bottom, and leaves no process and no file behind."""
+"""Every notebook runs from top to bottom, its exercises too, and leaves no process and no file."""
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -9,21 +10,47 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from notebooks import solutions
 from tests.conftest import ROOT
 
 BARELY_MEASURE = ("01_architecture", "03_ray_serve")
+PATHS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 NOTEBOOKS = [
     pytest.param(path, marks=() if path.stem in BARELY_MEASURE else pytest.mark.alone, id=path.stem)
-    for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    for path in PATHS
 ]
+WRONG = {
+    "scale_hello": "def scale_hello(replicas):\n    return hello  # two replicas, as before",
+    "my_v2_body": "def my_v2_body(pictures):\n    return {'inputs': []}",
+    "busy_at_once": "def busy_at_once(spans):\n    return len(spans)",
+    "clients_needed": "def clients_needed(rate, latency):\n    return round(rate * latency)",
+    "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
+    "batches": "def batches(waiting, free, largest):\n    return [min(waiting, largest)]",
+    "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
+    "longest_gap": "def longest_gap(requests):\n    return max(t for t, _ in requests)",
+    "bounded": "def bounded(rate, wait_s):\n    return ['--max_queued_requests', '100']",
+    "replicas_needed": "def replicas_needed(rate, s, share):\n    return round(rate * s)",
+    "container_cpus": "def container_cpus(replicas, cpus):\n    return int(replicas * cpus)",
+    "four_replicas": "def four_replicas():\n    return ['--num_replicas', '4', '--threads', '2']",
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook(path, traces, tmp_path_factory):
-    """Through nbmake, as `pytest --nbmake` would; the second twice over, in one kernel."""
-    notebook = twice(path, tmp_path_factory.mktemp("twice")) if path.stem[:2] == "02" else path
+    """Through nbmake, as `pytest --nbmake` would; the second twice over, in one kernel.
+
+    After each exercise as it stands it is tried wrongly, then rightly, and its check tells so.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    names = exercises(notebook)
+    assert names, "every notebook has an exercise"
+    notebook.cells = [tried for cell in notebook.cells for tried in attempts(cell)]
+    if path.stem[:2] == "02":
+        names, notebook.cells = 2 * names, notebook.cells + again(notebook.cells)
+    file = tmp_path_factory.mktemp("notebook") / path.name
+    nbformat.write(notebook, file)
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", str(notebook)],
+        [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider", file],
         cwd=ROOT,
         env=os.environ | traces.env | {"PYTHONPATH": str(path.parent)},
         capture_output=True,
@@ -31,15 +58,40 @@ def test_notebook(path, traces, tmp_path_factory):
         timeout=600,
     )
     assert ran.returncode == 0, ran.stdout
+    executed = nbformat.read(file, as_version=4).cells
+    told = [cell.outputs[0].text for cell in executed if "lesson.check_" in cell.source]
+    assert [text.split(":")[0] for text in told] == ["not yet", "not yet", "right"] * len(names)
     assert traces.left() == []
 
 
-def twice(path: Path, folder: Path) -> Path:
-    """A copy of a notebook in which all its cells come once more: "Run All", and again."""
-    notebook = nbformat.read(path, as_version=4)
-    again = copy.deepcopy(notebook.cells)
-    for cell in again:
+def exercises(notebook: nbformat.NotebookNode) -> list[str]:
+    """The names of the functions that the notebook's checks take, in order."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [name for source in cells for name in WRONG if f"lesson.check_{name}(" in source]
+
+
+def attempts(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cell; where it checks an exercise, then a wrong attempt, the cell, a right one, the cell."""
+    found = [cell]
+    for name in WRONG if cell.cell_type == "code" else ():
+        if f"lesson.check_{name}(" in cell.source:
+            for attempt in (WRONG[name], inspect.getsource(getattr(solutions, name))):
+                check = copy.deepcopy(cell)
+                check.id = nbformat.v4.new_code_cell().id
+                found += [nbformat.v4.new_code_cell(attempt), check]
+    return found
+
+
+def again(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The same cells once more: "Run All", and again."""
+    copies = copy.deepcopy(cells)
+    for cell in copies:
         cell.id = f"again-{cell.id}"
-    notebook.cells += again
-    nbformat.write(notebook, folder / path.name)
-    return folder / path.name
+    return copies
+
+
+def test_every_solution_belongs_to_an_exercise():
+    """No solution without its exercise, and none missing."""
+    found = [name for path in PATHS for name in exercises(nbformat.read(path, as_version=4))]
+    written = [name for name, thing in vars(solutions).items() if inspect.isfunction(thing)]
+    assert sorted(found) == sorted(written) == sorted(WRONG)

@@ -199,7 +199,8 @@ def under(
     patience_s: float = 90,
     ends: bool = False,
 ) -> Trial:
-    """Load a server, closed loop or at a rate, and do each deed at its time.
+    """Load a server, closed loop or at a rate, and do each deed at its time, or when those before
+    it are done; a busy machine may get to the last ones after the load only.
 
     patience_s: how long a client waits for its answer. ends: the server is gone afterwards, and
     its metrics with it. What a deed raises is raised here, once the load is over.
@@ -209,7 +210,7 @@ def under(
     def do() -> None:
         began = time.monotonic()
         for at, name, deed in deeds:
-            if over.wait(max(0.0, began + at - time.monotonic())):
+            if broken_off.wait(max(0.0, began + at - time.monotonic())):
                 return
             done.append((time.time(), name))
             began_deed = time.monotonic()
@@ -220,7 +221,7 @@ def under(
                 failures.append(error)
                 return
 
-    over, failures = threading.Event(), []
+    broken_off, failures = threading.Event(), []
     thread = threading.Thread(target=do)
     thread.start()
     try:
@@ -230,8 +231,10 @@ def under(
             run = closed_loop(server.predict, work, clients, seconds, **how)
         else:
             run = open_loop(server.predict, work, rate, seconds, connections=512, **how)
+    except BaseException:
+        broken_off.set()
+        raise
     finally:
-        over.set()
         thread.join()
     if failures:
         raise failures[0]
