@@ -5,6 +5,7 @@ import math
 import selectors
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +167,35 @@ def test_times_are_fitted_and_never_negative():
 def test_a_measured_table_goes_before_the_line():
     service = Service(0, 9.0, 9.0, measured={1: 0.02, 4: 0.05, 8: 0.09})
     assert [service.seconds(n) for n in (1, 2, 8, 16)] == pytest.approx([0.02, 0.03, 0.09, 0.18])
+
+
+def test_service_times_are_read_from_loads():
+    """Of the server, the call of a replica and the way there, from what headers and CPU tell."""
+
+    def run(size: int, batches: int = 10) -> SimpleNamespace:
+        headers = []
+        for sent in range(batches):
+            times = {"x-started": sent + 0.01, "x-finished": sent + 0.018 + 0.015 * size}
+            told = {"x-worker": "w", **{name: f"{at:.6f}" for name, at in times.items()}}
+            headers += size * [told | {"sent": sent, "done": sent + 0.024 + 0.015 * size}]
+        cpu = {"front": batches * (0.001 + 0.002 * size) / 20}
+        return SimpleNamespace(headers=headers, cpu=cpu, seconds=20, under_way=size)
+
+    found = capacity.measured([run(4), run(1), run(9, batches=3)])
+    assert found.measured == pytest.approx({1: 0.023, 4: 0.068})  # of 9 too few were seen
+    parts = found.front_s, found.answer_s, found.call_s, found.hop_s
+    assert parts == pytest.approx((0.001, 0.001, 0.001, 0.013))
+    assert found.alone_s() == pytest.approx(0.039)
+
+
+def test_a_call_takes_the_fronts_time_and_the_hop_the_replicas():
+    service = Service(0.001, picture_s=0.01, call_s=0.003, hop_s=0.006)
+    alone = simulate(service, Setting(1, clients=1), seconds=10, warmup_s=1)
+    assert alone.mean_ms == pytest.approx(1e3 * service.alone_s()) == pytest.approx(20)
+    assert alone.front_busy == pytest.approx(0.2, rel=0.02)
+    assert alone.replicas_busy == pytest.approx(0.95, rel=0.02)
+    many = simulate(service, Setting(40, size=1, clients=80), seconds=10, warmup_s=1)
+    assert many.throughput == pytest.approx(1 / service.front_cpu_s(1), rel=0.02)
 
 
 def test_the_fewest_replicas_that_keep_p99():

@@ -197,7 +197,7 @@ def test_weights_are_loaded_again(served, work):
 
 def test_autoscaling(served, work):
     """A second replica comes with the load and goes with it."""
-    done = reliability.scaled(served, work, seconds=12, delay=1)
+    done = reliability.scaled(served, work, seconds=20, delay=1)
     assert_nothing_lost(done, refused=True)
     assert done.facts["2 replicas serve after, s"] < 60
     assert done.facts["1 replica after, s"] < 60

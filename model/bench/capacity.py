@@ -46,19 +46,28 @@ def fit(records: Iterable[tuple[int, float]]) -> tuple[float, float]:
 def measured(runs: Iterable[Run], least: int = 5) -> Service:
     """The service times that loads of a server have shown, which works in batches.
 
-    runs: with kept headers of requests of one picture, and KServe's process watched as "front".
-    least: sizes of which fewer batches were seen do not count.
+    runs: with kept headers of requests of one picture, and KServe's process watched as "front";
+    with batches of at least two sizes, and one with no more clients than replicas, of which
+    nobody waits. least: sizes of which fewer batches were seen do not count.
     """
-    runs, batches = list(runs), defaultdict(list)
-    for headers in (h for run in runs for h in run.headers):
-        batches[headers["x-worker"], headers["x-started"]].append(float(headers["x-finished"]))
-    seconds = defaultdict(list)
-    for (_, started), finished in batches.items():
-        seconds[len(finished)].append(finished[0] - float(started))
-    front_s = sum(run.cpu["front"] for run in runs) / sum(run.throughput for run in runs)
+    runs, seconds, fronts = list(runs), defaultdict(list), []
+    for run in runs:
+        batches = defaultdict(list)
+        for h in run.headers:
+            batches[h["x-worker"], h["x-started"]].append(float(h["x-finished"]))
+        for (_, started), finished in batches.items():
+            seconds[len(finished)].append(finished[0] - float(started))
+        cpu_s = run.cpu["front"] * run.seconds
+        fronts.append((len(run.headers) / len(batches), cpu_s / len(batches)))
     medians = {n: statistics.median(s) for n, s in sorted(seconds.items()) if len(s) >= least}
     spread = statistics.median(statistics.stdev(seconds[n]) / medians[n] for n in medians)
-    return Service(front_s / 2, cv=spread, answer_s=front_s / 2, measured=medians)
+    call_s, front_s = fit(fronts)
+    lone = min(runs, key=lambda run: run.under_way).headers
+    ways = (h["done"] - h["sent"] - float(h["x-finished"]) + float(h["x-started"]) for h in lone)
+    hop_s = max(0.0, statistics.median(ways) - front_s - call_s)
+    return Service(
+        front_s / 2, cv=spread, answer_s=front_s / 2, call_s=call_s, hop_s=hop_s, measured=medians
+    )
 
 
 @dataclass(frozen=True)
@@ -102,13 +111,13 @@ def needed(
         return found.p99_ms <= 1e3 * p99_s and not found.refused
 
     def plenty(fronts: int) -> int:  # of replicas: hardly any request waits for one
-        return math.ceil(2 * rate / fronts * service.seconds(1)) + 4
+        return math.ceil(2 * rate / fronts * service.taken_s(1)) + 4
 
     def replicas(fronts: int) -> int:
-        least = rate / fronts * service.seconds(size) / size / busiest
+        least = rate / fronts * service.taken_s(size) / size / busiest
         return _least(math.ceil(least), lambda each: good(fronts, each))
 
-    fronts = max(1, math.ceil(rate * (service.front_s + service.answer_s) / busiest))
+    fronts = max(1, math.ceil(rate * service.front_cpu_s(size) / busiest))
     idle = outcome(64 * fronts, plenty(64 * fronts)).p99_ms
     if idle > 1e3 * p99_s:
         raise ValueError(f"p99 is {idle:.3g} ms even where nothing is busy: allow more than that")
@@ -198,7 +207,7 @@ def extrapolate(
     As many clients ask as keep the replicas or the front busy all the time.
     """
     rows, replicas = [], list(replicas)
-    way_s = service.front_s + service.seconds(size) + service.answer_s
+    way_s = service.front_s + service.taken_s(size) + service.answer_s
     for n in fronts:
         for count in (count for count in replicas if count >= n):
             setting = Setting(count, size, fronts=n, limit=math.inf, clients=1)
@@ -252,7 +261,7 @@ def figure(validation: list[dict], extrapolation: list[dict], title: str = "") -
         right.set_yscale("log")
         right.xaxis.set_major_formatter("{x:,.0f}")
         right.yaxis.set_major_formatter("{x:,.0f}")
-        right.set_xlabel("replicas; dotted: what the fronts can take")
+        right.set_xlabel("replicas; dotted: what the fronts take in full batches")
         right.set_title("requests a second, simulated")
         drawn.suptitle(title, x=0.01, ha="left", fontsize=11)
         drawn.tight_layout()
@@ -268,7 +277,10 @@ def _main() -> None:
     parser.add_argument("--p99_ms", type=float, required=True, help="to be kept")
     for name, what in (("front", "a request"), ("fixed", "a batch"), ("picture", "a picture")):
         parser.add_argument(f"--{name}_ms", type=float, required=True, help=f"for {what}")
-    parser.add_argument("--answer_ms", type=float, default=0.0, help="of the front, for an answer")
+    more = {"answer": "of the front, for an answer", "call": "of the front, to call a replica"}
+    more["hop"] = "that a batch is on its way besides"
+    for name, what in more.items():
+        parser.add_argument(f"--{name}_ms", type=float, default=0.0, help=what)
     parser.add_argument("--cv", type=float, default=0.0, help="of a batch's time: deviation / mean")
     parser.add_argument("--max_batch_size", type=int, default=16, help="pictures")
     parser.add_argument("--batch_wait_ms", type=float, default=5.0)
@@ -283,9 +295,9 @@ def _main() -> None:
         help="what it does, and costs, when all of it is used; can be given again",
     )
     args = parser.parse_args()
-    parts = (args.front_ms, args.fixed_ms, args.picture_ms, args.answer_ms)
-    front_s, fixed_s, picture_s, answer_s = (part / 1e3 for part in parts)
-    service = Service(front_s, fixed_s, picture_s, args.cv, answer_s)
+    parts = ("front", "fixed", "picture", "answer", "call", "hop")
+    seconds = {f"{part}_s": getattr(args, f"{part}_ms") / 1e3 for part in parts}
+    service = Service(**seconds, cv=args.cv)
     more = {"size": args.max_batch_size, "wait_s": args.batch_wait_ms / 1e3}
     for name in ("replicas_per_pod", "replicas_per_node", "cores_per_node"):
         more[name] = getattr(args, name)

@@ -252,9 +252,8 @@ def main() -> None:
         for row in foreseen:
             if row["fronts"] == 1 and row["replicas"] in (1, 8, 64, 512):
                 print({name: round(value) for name, value in row.items()})
-        idle_s = service.seconds(1) + service.front_s + service.answer_s
         for i, rate in enumerate((100, 1_000, 10_000, 100_000)):
-            need = capacity.needed(service, rate, 0.5 + idle_s)
+            need = capacity.needed(service, rate, 0.5 + service.alone_s())
             row = {"requests a second": f"{rate:,}", "replicas": f"{need.replicas:,}"}
             row |= {"fronts": need.fronts, "p99, ms": round(need.outcome.p99_ms)}
             show(row | {"pictures in a batch": round(need.outcome.batch, 1)}, i == 0)

@@ -183,6 +183,7 @@ def scaled(server: ServerProcess, work: Workload, seconds: float = 25, delay: fl
         trial = under(server, what, work, seconds, clients=32)
         fell = time.time()
         last = under(server, "", work, delay + 8, clients=1)
+        whole(server, 1)
     seen = [(when, what["inference_replicas"]) for when, what in told]
     up = next((t for t, n in seen if n == 2), math.inf)
     down = next((t for t, n in seen if t > up and n == 1), math.inf)

@@ -28,6 +28,8 @@ class Service:
     picture_s: float = 0.0  # and for each picture in it
     cv: float = 0.0  # standard deviation / mean of a batch's time: 0 constant, 1 exponential
     answer_s: float = 0.0  # CPU of the front, to write an answer
+    call_s: float = 0.0  # CPU of the front for a batch: the call of a replica
+    hop_s: float = 0.0  # that a batch is on its way besides, there and back
     measured: Mapping[int, float] | None = None  # pictures -> seconds; overrides the two above
 
     def seconds(self, pictures: int) -> float:
@@ -37,6 +39,18 @@ class Service:
         sizes = sorted(self.measured)
         found = np.interp(pictures, sizes, [self.measured[size] for size in sizes])
         return float(found) * max(1.0, pictures / sizes[-1])
+
+    def taken_s(self, pictures: int) -> float:
+        """How long a replica is taken by a batch, from the front's point of view."""
+        return self.call_s + self.hop_s + self.seconds(pictures)
+
+    def alone_s(self) -> float:
+        """The latency of a request with nobody beside it."""
+        return self.front_s + self.taken_s(1) + self.answer_s
+
+    def front_cpu_s(self, pictures: int) -> float:
+        """CPU of the front for a request, in batches of so many."""
+        return self.front_s + self.call_s / pictures + self.answer_s
 
 
 @dataclass(frozen=True)
@@ -114,13 +128,13 @@ class _Front:
             return False
         self._step(+1)
         if self.service.front_s:
-            yield self._on_cpu(self.service.front_s)
+            yield self.env.timeout(self._on_cpu(self.service.front_s))
         answer = self.env.event()
         self.waiting.append(answer)
         self._seal()
         yield answer
         if self.service.answer_s:
-            yield self._on_cpu(self.service.answer_s)
+            yield self.env.timeout(self._on_cpu(self.service.answer_s))
         self._step(-1)
         self.times.append((due, self.env.now))
         return True
@@ -129,12 +143,12 @@ class _Front:
         self.inside += change
         self.levels.append((self.env.now, self.inside))
 
-    def _on_cpu(self, seconds: float) -> simpy.Event:
-        """First come, first served: whoever comes knows when its turn will be over."""
+    def _on_cpu(self, seconds: float) -> float:
+        """First come, first served: whoever comes knows how long until its turn is over."""
         start = max(self.env.now, self.free_at)
         self.free_at = start + seconds
         self.turns.append((start, self.free_at))
-        return self.env.timeout(self.free_at - self.env.now)
+        return self.free_at - self.env.now
 
     def _seal(self, patient: bool = True) -> None:
         """As Batcher._seal, where its rules are explained."""
@@ -151,6 +165,9 @@ class _Front:
             seconds, cv = self.seconds[len(batch)], self.service.cv
             if cv:  # a gamma distribution of mean 1
                 seconds *= self.draw.gammavariate(cv**-2, cv**2)
+            seconds += self.service.hop_s
+            if self.service.call_s:
+                seconds += self._on_cpu(self.service.call_s)
             self.busy += 1
             self.in_work += len(batch)
             self.expected -= len(batch)
@@ -239,8 +256,8 @@ def _outcome(fronts: list[_Front], setting: Setting, begin: float, end: float) -
 
 def capacity(service: Service, setting: Setting) -> tuple[float, float]:
     """Requests a second that the fronts can take at most, and the replicas with full batches."""
-    cpu_s = service.front_s + service.answer_s
-    replicas = setting.replicas * setting.size / service.seconds(setting.size)
+    cpu_s = service.front_cpu_s(setting.size)
+    replicas = setting.replicas * setting.size / service.taken_s(setting.size)
     return setting.fronts / cpu_s if cpu_s else math.inf, replicas
 
 
@@ -260,7 +277,7 @@ def one_front(service: Service, setting: Setting, requests: int = 20_000, seed: 
         clients=setting.clients and -(-setting.clients // n),
     )
     rate = min(*capacity(service, share), share.rate or math.inf)
-    way_s = service.front_s + service.seconds(share.size) + service.answer_s
+    way_s = service.front_s + service.taken_s(share.size) + service.answer_s
     seconds = max(requests / rate, 6 * way_s)
     found = simulate(service, share, seconds, max(seconds / 4, 3 * way_s), seed)
     return replace(found, throughput=n * found.throughput, under_way=n * found.under_way)
