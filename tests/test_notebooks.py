@@ -5,7 +5,6 @@ import inspect
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -71,7 +70,7 @@ def exercises(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def attempts(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cell; where it checks an exercise, then a wrong attempt, the cell, a right one, the cell."""
+    """The cell; where it checks an exercise, also a wrong attempt and a right one, each checked."""
     found = [cell]
     for name in WRONG if cell.cell_type == "code" else ():
         if f"lesson.check_{name}(" in cell.source:
