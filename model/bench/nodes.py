@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from model.bench.server import end_with_parent
+from model.bench.server import WITH_PARENT
 from model.options import free_port
 
 READY_WITHIN_S = 60
@@ -99,14 +99,15 @@ class Redis:
 
     def __init__(self) -> None:
         """Raises FileNotFoundError where `redis-server` is missing."""
+        if not (server := shutil.which("redis-server")):
+            raise FileNotFoundError("redis-server is not installed (Debian's package has the name)")
         self.address, self.password = f"{LOOPBACK.format(0)}:{free_port()}", secrets.token_hex(16)
         host, port = self.address.split(":")
         self._process = psutil.Popen(
-            ["redis-server", "-"],
+            [*WITH_PARENT, server, "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         # By way of stdin: the password is in no command line, and nothing is written to disk.
         settings = f'bind {host}\nport {port}\nrequirepass {self.password}\nsave ""\n'
@@ -211,13 +212,12 @@ class Nodes:
         with open(self._log(number), "w") as log:
             process = self._starter.submit(
                 psutil.Popen,
-                [*there, Path(sys.executable).with_name(ray), *words, *more],
+                [*there, *WITH_PARENT, Path(sys.executable).with_name(ray), *words, *more],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             ).result()
         for known, new in ((self._started, process), (self.hosts, host), (self.commands, command)):
             known[number : number + 1] = [new]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import psutil
 
-from model.bench.load import Workload
+from model.bench.load import Workload, closed_loop
 from model.bench.nodes import Nodes, fresh_token
 from model.bench.results import machine
 from model.bench.server import ServerProcess
@@ -124,7 +124,7 @@ def overload(server: ServerProcess, work: Workload, seconds: float = 60) -> Tria
     """
     eight = Workload(work.pictures[:16], work.labels[:16], each=8)
     calm = max(2.0, seconds / 10)
-    capacity = under(server, "", eight, calm, clients=8).run.throughput
+    capacity = closed_loop(server.predict, eight, 8, calm, warmup_s=1).throughput
     alone = under(server, "", work, calm, clients=1).latency_s(0.5)
     memory: list[int] = []
     looks = [(seconds * at, "", lambda: memory.append(server.memory())) for at in (0.4, 0.9)]

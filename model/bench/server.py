@@ -2,9 +2,8 @@
 
 import argparse
 import contextlib
-import ctypes
 import os
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,9 @@ from model.options import free_port
 
 READY_WITHIN_S = 120
 STOP_WITHIN_S = 30
+# Before a command: Linux sends the process SIGTERM when the thread that started it ends. (A
+# preexec_fn would fork this process, with the locks of its other threads as they happen to be.)
+WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 class ServerProcess:
@@ -55,13 +57,12 @@ class ServerProcess:
         started = time.monotonic()
         with open(handle, "w") as log:
             self.process = psutil.Popen(
-                [python, "-m", module, *ports, *options],
+                [*WITH_PARENT, python, "-m", module, *ports, *options],
                 env=os.environ | env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # an interrupt in the notebook is not for the server
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         self._end = weakref.finalize(self, _end, self.process, self.log)
         try:
@@ -111,14 +112,6 @@ class ServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-_libc = ctypes.CDLL(None)  # loaded here, as little as possible happens between fork and exec
-
-
-def end_with_parent() -> None:
-    """In the new process: have Linux send it SIGTERM should the thread that started it end."""
-    _libc.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _end(process: psutil.Popen, log: Path) -> None:
