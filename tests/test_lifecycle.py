@@ -15,7 +15,7 @@ import requests
 from model.bench import client
 from model.bench.server import ServerProcess
 from model.options import free_port
-from tests.conftest import BOTH, Traces, run, until
+from tests.conftest import BOTH, Traces, needs_tool, run, until
 from tests.foreign import ForeignRay
 from tests.samples import GOOD
 
@@ -137,9 +137,9 @@ def test_no_cluster_at_the_address():
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and address in ended.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
 def test_a_killed_notebook_takes_its_server_along(traces):
     """SIGKILL to the process that started a server ends the server too."""
+    needs_tool("setpriv")  # Linux alone tells a child that its parent died
     code = (
         "from model.bench.server import ServerProcess; s = ServerProcess('model.kserve_server'); "
     )
