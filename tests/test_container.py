@@ -1,7 +1,7 @@
 """The containers of the manifests, run here almost as Kubernetes would, without a cluster.
 
-Bubblewrap shuts the start command in: a network, processes and users of its own, as process 1,
-without root, without privileges, and with nothing to write to but the manifest's volumes.
+Bubblewrap shuts the start command in: a network, processes and users of its own, without root,
+without privileges, and with nothing to write to but the manifest's volumes.
 """
 
 import os

@@ -20,18 +20,18 @@ def work(plain):
     return load.Workload.drawn(24).referenced(plain)
 
 
-def assert_gathered_and_exact(run: load.Run):
-    """Every answer is the plain server's to 1e-5, and most requests shared a batch.
+def batches(run: load.Run) -> Counter:
+    """(worker, when it began) -> how many requests were in that batch."""
+    return Counter((headers["x-worker"], headers["x-started"]) for headers in run.headers)
 
-    Not those at a worker that has one client only: the kernel deals out connections as it likes.
-    """
+
+def assert_gathered_and_exact(run: load.Run):
+    """Every answer is the plain server's to 1e-5, and most requests shared a batch."""
     assert run.errors == {} and run.requests > 20
     assert run.distance < 1e-5
     assert 0.8 < run.littles_law() < 1.25
-    batches = Counter((headers["x-worker"], headers["x-started"]) for headers in run.headers)
-    together = {worker for (worker, _), size in batches.items() if size > 1}
-    sizes = [size for (worker, _), size in batches.items() if worker in together]
-    assert sum(size for size in sizes if size > 1) > 0.8 * sum(sizes) > 0
+    sizes = batches(run).values()
+    assert sum(size for size in sizes if size > 1) > 0.8 * sum(sizes)
 
 
 def test_replicas_share_the_work_in_batches(replicas, work):
@@ -68,6 +68,9 @@ def test_the_plain_server_can_gather_too(work, workers):
     options = f"--batching server --layout channels_last --workers {workers} --threads 1"
     with ServerProcess("model.kserve_server", *options.split()) as server:
         run = load.closed_loop(server.predict, work, 8, 2, warmup_s=1, keep_headers=True)
+    # The kernel deals out connections as it likes: a worker may have one client, always alone.
+    together = {worker for (worker, _), size in batches(run).items() if size > 1}
+    run.headers = [headers for headers in run.headers if headers["x-worker"] in together]
     assert_gathered_and_exact(run)
 
 

@@ -41,7 +41,7 @@ def test_notebook(path, traces, tmp_path_factory):
     After each exercise as it stands it is tried wrongly, then rightly, and its check tells so.
     """
     notebook = nbformat.read(path, as_version=4)
-    names = exercises(notebook)
+    names = exercises(notebook.cells)
     assert names, "every notebook has an exercise"
     notebook.cells = [tried for cell in notebook.cells for tried in attempts(cell)]
     if path.stem[:2] == "02":
@@ -58,26 +58,25 @@ def test_notebook(path, traces, tmp_path_factory):
     )
     assert ran.returncode == 0, ran.stdout
     executed = nbformat.read(file, as_version=4).cells
-    told = [cell.outputs[0].text for cell in executed if "lesson.check_" in cell.source]
+    told = [cell.outputs[0].text for cell in executed if exercises([cell])]
     assert [text.split(":")[0] for text in told] == ["not yet", "not yet", "right"] * len(names)
     assert traces.left() == []
 
 
-def exercises(notebook: nbformat.NotebookNode) -> list[str]:
-    """The names of the functions that the notebook's checks take, in order."""
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return [name for source in cells for name in WRONG if f"lesson.check_{name}(" in source]
+def exercises(cells: list[nbformat.NotebookNode]) -> list[str]:
+    """The names of the functions that the cells' checks take, in order."""
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    return [name for source in sources for name in WRONG if f"lesson.check_{name}(" in source]
 
 
 def attempts(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The cell; where it checks an exercise, also a wrong attempt and a right one, each checked."""
     found = [cell]
-    for name in WRONG if cell.cell_type == "code" else ():
-        if f"lesson.check_{name}(" in cell.source:
-            for attempt in (WRONG[name], inspect.getsource(getattr(solutions, name))):
-                check = copy.deepcopy(cell)
-                check.id = nbformat.v4.new_code_cell().id
-                found += [nbformat.v4.new_code_cell(attempt), check]
+    for name in exercises([cell]):
+        for attempt in (WRONG[name], inspect.getsource(getattr(solutions, name))):
+            check = copy.deepcopy(cell)
+            check.id = nbformat.v4.new_code_cell().id
+            found += [nbformat.v4.new_code_cell(attempt), check]
     return found
 
 
@@ -91,6 +90,6 @@ def again(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 
 def test_every_solution_belongs_to_an_exercise():
     """No solution without its exercise, and none missing."""
-    found = [name for path in PATHS for name in exercises(nbformat.read(path, as_version=4))]
+    found = [name for path in PATHS for name in exercises(nbformat.read(path, as_version=4).cells)]
     written = [name for name, thing in vars(solutions).items() if inspect.isfunction(thing)]
     assert sorted(found) == sorted(written) == sorted(WRONG)

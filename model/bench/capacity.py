@@ -207,7 +207,7 @@ def extrapolate(
     As many clients ask as keep the replicas or the front busy all the time.
     """
     rows, replicas = [], list(replicas)
-    way_s = service.front_s + service.taken_s(size) + service.answer_s
+    way_s = service.alone_s(size)
     for n in fronts:
         for count in (count for count in replicas if count >= n):
             setting = Setting(count, size, fronts=n, limit=math.inf, clients=1)
@@ -277,9 +277,11 @@ def _main() -> None:
     parser.add_argument("--p99_ms", type=float, required=True, help="to be kept")
     for name, what in (("front", "a request"), ("fixed", "a batch"), ("picture", "a picture")):
         parser.add_argument(f"--{name}_ms", type=float, required=True, help=f"for {what}")
-    more = {"answer": "of the front, for an answer", "call": "of the front, to call a replica"}
-    more["hop"] = "that a batch is on its way besides"
-    for name, what in more.items():
+    for name, what in (
+        ("answer", "of the front, for an answer"),
+        ("call", "of the front, to call a replica"),
+        ("hop", "that a batch is on its way besides"),
+    ):
         parser.add_argument(f"--{name}_ms", type=float, default=0.0, help=what)
     parser.add_argument("--cv", type=float, default=0.0, help="of a batch's time: deviation / mean")
     parser.add_argument("--max_batch_size", type=int, default=16, help="pictures")

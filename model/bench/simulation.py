@@ -2,8 +2,8 @@
 
 A request passes the gate, its front (KServe's process), waits there for a place in a batch, is
 worked on by a replica, and its answer passes the front again. Each front has a gate, a batcher
-and replicas of its own. Left out are the network, and that replicas and front share the cores of
-a machine: the service times that are put in are those measured while all replicas are busy.
+and replicas of its own. Left out are the clients' network, and that replicas and front share the
+cores of a machine: the service times put in are those measured while all replicas are busy.
 """
 
 import math
@@ -44,9 +44,9 @@ class Service:
         """How long a replica is taken by a batch, from the front's point of view."""
         return self.call_s + self.hop_s + self.seconds(pictures)
 
-    def alone_s(self) -> float:
-        """The latency of a request with nobody beside it."""
-        return self.front_s + self.taken_s(1) + self.answer_s
+    def alone_s(self, pictures: int = 1) -> float:
+        """The latency of a request in a batch of so many, with nothing else on its way."""
+        return self.front_s + self.taken_s(pictures) + self.answer_s
 
     def front_cpu_s(self, pictures: int) -> float:
         """CPU of the front for a request, in batches of so many."""
@@ -277,7 +277,7 @@ def one_front(service: Service, setting: Setting, requests: int = 20_000, seed: 
         clients=setting.clients and -(-setting.clients // n),
     )
     rate = min(*capacity(service, share), share.rate or math.inf)
-    way_s = service.front_s + service.taken_s(share.size) + service.answer_s
+    way_s = service.alone_s(share.size)
     seconds = max(requests / rate, 6 * way_s)
     found = simulate(service, share, seconds, max(seconds / 4, 3 * way_s), seed)
     return replace(found, throughput=n * found.throughput, under_way=n * found.under_way)
