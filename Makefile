@@ -1,5 +1,5 @@
 # make lab, make test: one command each, the set-up included.
-# Whatever needs .venv depends on .venv/.ready, so setup.sh runs when that is missing or stale only.
+# Whatever needs .venv depends on .venv/.ready, so setup.sh runs only when that is missing or stale.
 
 PYTHON_BIN = .venv/bin/python
 FIRST = notebooks/01_architecture.ipynb
@@ -9,18 +9,18 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: help lab test notebooks bench peers reliability cluster fuzz lint pins clean
 
 help:
-	@echo "make lab        opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
-	@echo "make test       checks the style, runs every test and every notebook (ARGS=... for pytest)"
-	@echo "make notebooks  executes all notebooks in order and writes them back executed"
-	@echo "make bench      measures the ladder of servers, draws imgs/ladder.png (ARGS=... names rungs)"
-	@echo "make peers      measures other servers beside ours, in an environment of their own"
-	@echo "make reliability  does to servers under load what production will (ARGS=... names trials)"
-	@echo "make cluster    does to a cluster of several nodes what a network will (ARGS=... names trials)"
-	@echo "make fuzz       sends both servers 12,500 malformed and odd requests each"
-	@echo "make lint       checks the style only"
-	@echo "make pins       brings requirements.txt up to date with the newest packages"
-	@echo "make clean      leaves the clone as it was: removes .venv, .venv-peers, .uv and caches"
-	@echo "Each sets up .venv first, where it is missing or stale."
+	@echo "make lab         opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
+	@echo "make test        runs make lint, every test and every notebook (ARGS=... for pytest)"
+	@echo "make notebooks   executes all notebooks in order and writes them back executed"
+	@echo "make bench       measures the ladder of configurations, draws imgs/ladder.png (ARGS=... names some)"
+	@echo "make peers       measures other servers beside ours, in an environment of their own"
+	@echo "make reliability injects faults into servers under load (ARGS=... names experiments)"
+	@echo "make cluster     injects faults into a cluster of several nodes (ARGS=... names experiments)"
+	@echo "make fuzz        sends malformed and unusual requests to the server"
+	@echo "make lint        checks style, formatting and which part of model/ imports which"
+	@echo "make pins        updates requirements.txt to the newest packages"
+	@echo "make clean       removes .venv, .venv-peers, .uv and caches"
+	@echo "Each sets up .venv first, if it is missing or stale."
 
 .venv/.ready: setup.sh requirements.txt pyproject.toml
 	@sh setup.sh
@@ -31,7 +31,7 @@ lab: .venv/.ready
 	@.venv/bin/jupyter lab $(AS_ROOT) --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
 
 # Most tests wait for servers to start, so two files of them run at a time, in the order of their
-# names; those that measure come after them, alone. 5: ARGS chose no test of that kind.
+# names; those that measure come after them, alone. 5: ARGS selected no test of that phase.
 test: lint
 	@echo "test: every test and notebook"
 	@$(PYTHON_BIN) -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS); most=$$?; \
@@ -39,45 +39,45 @@ test: lint
 		case $$most$$alone in 00 | 05 | 50) ;; *) exit 1 ;; esac
 
 lint: .venv/.ready
-	@echo "lint: ruff"
+	@echo "lint: ruff, import-linter"
 	@$(PYTHON_BIN) -m ruff check
 	@$(PYTHON_BIN) -m ruff format --check
+	@.venv/bin/lint-imports --no-logo --no-cache
 
 notebooks: .venv/.ready
 	@echo "notebooks: executing them in order"
-	@$(PYTHON_BIN) notebooks/execute.py $(ARGS)
+	@$(PYTHON_BIN) -m model.course.execute $(ARGS)
 
 bench: .venv/.ready
 	@echo "bench: measuring; leave the machine to it, for about 20 minutes"
-	@$(PYTHON_BIN) -m model.bench.ladder $(ARGS)
+	@$(PYTHON_BIN) -m model.loadtest.ladder $(ARGS)
 
-.venv-peers/.ready: .venv/.ready model/bench/peers/setup.sh model/bench/peers/requirements.txt
-	@sh model/bench/peers/setup.sh
+.venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh model/loadtest/peers/requirements.txt
+	@sh model/loadtest/peers/setup.sh
 
 peers: .venv-peers/.ready
 	@echo "peers: measuring; leave the machine to it, for about 10 minutes"
-	@$(PYTHON_BIN) -m model.bench.ladder --peers $(ARGS)
+	@$(PYTHON_BIN) -m model.loadtest.ladder --peers $(ARGS)
 
 reliability: .venv/.ready
 	@echo "reliability: leave the machine to it, for about 10 minutes"
-	@$(PYTHON_BIN) -m model.bench.reliability $(ARGS)
+	@$(PYTHON_BIN) -m model.faults.experiments $(ARGS)
 
 cluster: .venv/.ready
 	@echo "cluster: leave the machine to it, for about 9 minutes"
-	@$(PYTHON_BIN) -m model.bench.cluster $(ARGS)
+	@$(PYTHON_BIN) -m model.faults.cluster $(ARGS)
 
 fuzz: .venv/.ready
 	@echo "fuzz: about 10 minutes"
-	@for server in kserve_server ray_server; do \
-		$(PYTHON_BIN) -m model.bench.fuzz model.$$server $(ARGS) || exit; done
+	@$(PYTHON_BIN) -m tests.fuzz model.serving $(ARGS)
 
 # The CUDA packages stay out: torch pins its own, and a CPU torch asks for none.
 # --no-config, so that every machine writes the same pins. By way of a file in .venv, so that a
 # failure leaves the old ones.
 pins: .venv/.ready
-	@echo "pins: resolving pyproject.toml for every platform and Python"
+	@echo "pins: resolving pyproject.toml, with all its groups, for every platform and Python"
 	@unset UV_TORCH_BACKEND; PATH="$$PATH:$(CURDIR)/.uv/bin" uv pip compile pyproject.toml \
-		--no-config --universal --upgrade --python $(PYTHON_BIN) \
+		--all-extras --no-config --universal --upgrade --python $(PYTHON_BIN) \
 		--quiet --no-header --no-annotate --output-file .venv/pins.txt
 	@grep -v -E '^(nvidia-|cuda-|triton==)' .venv/pins.txt > requirements.txt
 	@echo "pins: requirements.txt is written; the next make installs it"

@@ -1,12 +1,9 @@
-"""AlexNet, served by KServe: in the server's own process, or in Ray Serve replicas."""
+"""Parallel inference with KServe and Ray Serve.
 
+The folders, from what a reader copies to what uses everything: `basics` (two programs in public
+API), `alexnet` (the example), `serving` (any KServe model, in replicas or in process), `loadtest`,
+`faults`, `capacity`, `course`.
+"""
 
-class CannotStart(RuntimeError):
-    """Why a server cannot start, in a sentence for whoever started it."""
-
-
-# The environment variable that names the folder where processes share weights.
-SHARED = "MODEL_SHARED_FOLDER"
-
-# The environment of a Ray cluster that is not to be reached from elsewhere. Made for Macs, by Ray.
-STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# The environment variable that names a folder where the processes of one server share weights.
+SHARED_FOLDER = "MODEL_SHARED_FOLDER"

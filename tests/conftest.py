@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from model import shapes
-from model.alexnet import AlexNetModel
-from model.bench.server import ServerProcess
-from model.options import free_port
+from model.alexnet import shapes
+from model.alexnet.model import AlexNetModel
+from model.loadtest.server_process import ServerProcess
+from model.serving.machine import free_port
 
 ROOT = Path(__file__).parent.parent
 BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
@@ -111,7 +111,7 @@ def traces(tmp_path: Path) -> Traces:
 
 @pytest.fixture(scope="session")
 def local() -> AlexNetModel:
-    """The model in this process: the answers that servers are compared with."""
+    """The model in this process: the predictions that those of servers are compared with."""
     model = AlexNetModel("local")
     model.load()
     return model
@@ -119,17 +119,16 @@ def local() -> AlexNetModel:
 
 @pytest.fixture(scope="session")
 def plain() -> Iterator[ServerProcess]:
-    """The plain server, for all tests."""
-    with ServerProcess("model.kserve_server") as server:
+    """The server that holds the model in its own process, for all tests."""
+    with ServerProcess("model.serving", "--in_process") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def replicas() -> Iterator[ServerProcess]:
-    """The Ray server with two replicas, for all tests."""
-    with ServerProcess(
-        "model.ray_server", "--num_replicas", "2", "--cpus_per_replica", "0.5"
-    ) as server:
+    """The server with two replicas, for all tests."""
+    options = ["--num_replicas", "2", "--cpus_per_replica", "0.5"]
+    with ServerProcess("model.serving", *options) as server:
         yield server
 
 
@@ -140,6 +139,6 @@ def server(request: pytest.FixtureRequest) -> ServerProcess:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[bytes]:
-    """64 different pictures, JPEG."""
+def images() -> list[bytes]:
+    """64 different images, JPEG."""
     return [shapes.jpeg(shapes.LABELS[i % 12], i, width=300, height=260) for i in range(64)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from model.options import free_port
+from model.serving.machine import free_port
 from tests.conftest import Traces, until
 
 

@@ -7,7 +7,7 @@ A field that is not here is unknown; ANY: Kubernetes' own types, which are check
 ANY: dict = {}
 TEXT, WHOLE, YES_NO = ({"type": kind} for kind in ("string", "integer", "boolean"))
 INT32 = WHOLE | {"minimum": -(2**31), "maximum": 2**31 - 1}
-TEXTS = {"type": "object", "additionalProperties": TEXT}  # a number here is refused, as is a bool
+TEXTS = {"type": "object", "additionalProperties": TEXT}  # a number here is rejected, as is a bool
 
 
 def one_of(*values: str) -> dict:
@@ -85,8 +85,8 @@ RAYSERVICE = fields(
 )
 
 
-def refused(document: dict) -> list[str]:
-    """What the operator refuses although the CRD lets it through, and what could not run.
+def rejected(document: dict) -> list[str]:
+    """What the operator rejects although the CRD lets it through, and what could not run.
 
     After ray-operator/controllers/ray/utils/validation.go, common/pod.go and common/service.go at
     the same commit.

@@ -1,4 +1,4 @@
-"""gRPC requests that cannot be answered: a status, one plain sentence, the server goes on."""
+"""gRPC requests that are wrong: a status, one plain sentence, and the server goes on."""
 
 import grpc
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from model.bench.server import ServerProcess
+from model.loadtest.server_process import ServerProcess
 from tests.conftest import BOTH
 from tests.samples import BROKEN, GOOD, framed
 from tests.ways import assert_answers, assert_plain
@@ -27,7 +27,7 @@ GRPC: dict[str, pb.ModelInferRequest] = {
     "nothing": pb.ModelInferRequest(),
     "two inputs": pb.ModelInferRequest(inputs=[PAIR] * 2, raw_input_contents=[framed(GOOD)] * 2),
     "more data than inputs": pb.ModelInferRequest(inputs=[PAIR], raw_input_contents=[b""] * 2),
-    "another name": v2_grpc(framed(GOOD), name="picture"),
+    "another name": v2_grpc(framed(GOOD), name="photo"),
     "no data": v2_grpc(None),
     "no shape": v2_grpc(framed(GOOD), shape=()),
     "shape negative": v2_grpc(framed(GOOD), shape=[-1]),
@@ -36,7 +36,7 @@ GRPC: dict[str, pb.ModelInferRequest] = {
     "too many": v2_grpc(framed(GOOD) * 65, shape=[65]),
     "BYTES without length": v2_grpc(GOOD),
     "BYTES cut off": v2_grpc(framed(GOOD)[:-1000]),
-    "no picture": v2_grpc(framed(b"hello")),
+    "no image": v2_grpc(framed(b"hello")),
     "truncated JPEG": v2_grpc(framed(BROKEN["truncated JPEG"])),
     "a bomb": v2_grpc(framed(BROKEN["a bomb"])),
     "FP32 too few": v2_grpc(b"\0" * 8, [1, 3, 224, 224], "FP32"),

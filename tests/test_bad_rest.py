@@ -1,4 +1,4 @@
-"""REST requests that cannot be answered: a 4xx, one plain sentence, and the server goes on."""
+"""REST requests that are wrong: a 4xx, one plain sentence, and the server goes on."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import requests
 
-from model.bench import client
+from model.loadtest.bodies import v1_body, v2_body
 from tests.conftest import BOTH
 from tests.samples import BROKEN, GOOD, framed
 from tests.ways import assert_answers, assert_plain
@@ -18,7 +18,7 @@ V1 = {  # what is sent: JSON, or the body itself as bytes
     "no body": b"",
     "no JSON": b'{"instances": [',
     "not UTF-8": b'{"instances": "\xff\xfe"}',
-    "a picture itself": GOOD,
+    "an image itself": GOOD,
     "a list": [],
     "a number": 7,
     "null": None,
@@ -28,7 +28,7 @@ V1 = {  # what is sent: JSON, or the body itself as bytes
     "too many": {"instances": [{"image": {"b64": TEXT}}] * 65},
     "an instance no dict": {"instances": [TEXT]},
     "an instance null": {"instances": [None]},
-    "no image": {"instances": [{"picture": {"b64": TEXT}}]},
+    "no image": {"instances": [{"photo": {"b64": TEXT}}]},
     "image a text": {"instances": [{"image": TEXT}]},
     "no b64": {"instances": [{"image": {"jpeg": TEXT}}]},
     "b64 a number": {"instances": [{"image": {"b64": 7}}]},
@@ -36,7 +36,7 @@ V1 = {  # what is sent: JSON, or the body itself as bytes
     "one of two bad": {"instances": [{"image": {"b64": TEXT}}, {"image": {"b64": "AAAA"}}]},
     "a cloud event of nothing": {"specversion": "1.0", "id": "1", "source": "x", "type": "y"},
 }
-V1 |= {f"{kind} as picture": client.v1_body([data]) for kind, data in BROKEN.items()}
+V1 |= {f"{kind} as image": v1_body([data]) for kind, data in BROKEN.items()}
 
 
 @BOTH
@@ -44,18 +44,18 @@ V1 |= {f"{kind} as picture": client.v1_body([data]) for kind, data in BROKEN.ite
 def test_v1(server, kind):
     """V1: status 400 and the sentence under `error`."""
     body = V1[kind] if isinstance(V1[kind], bytes) else json.dumps(V1[kind])
-    answer = requests.post(f"{server.url}/v1/models/{server.name}:predict", body)
-    assert answer.status_code == 400, answer.text
-    assert_plain(answer.json()["error"])
+    response = requests.post(f"{server.url}/v1/models/{server.name}:predict", body)
+    assert response.status_code == 400, response.text
+    assert_plain(response.json()["error"])
     assert_answers(server)
 
 
 @BOTH
-def test_v1_a_picture_that_says_so(server):
+def test_v1_an_image_that_says_so(server):
     """A JPEG as the body, with its own content type: 400, and the form that is expected."""
     url = f"{server.url}/v1/models/{server.name}:predict"
-    answer = requests.post(url, GOOD, headers={"content-type": "image/jpeg"})
-    assert answer.status_code == 400 and '{"instances": [' in answer.json()["error"]
+    response = requests.post(url, GOOD, headers={"content-type": "image/jpeg"})
+    assert response.status_code == 400 and '{"instances": [' in response.json()["error"]
 
 
 def v2(**changes) -> dict:
@@ -83,7 +83,7 @@ V2 = {  # what is sent: JSON, or (bytes, the header that says how much of them i
     "empty inputs": {"inputs": []},
     "inputs null": {"inputs": None},
     "two inputs": {"inputs": v2()["inputs"] * 2},
-    "another name": v2(name="picture"),
+    "another name": v2(name="photo"),
     "no data": v2(data=None),
     "no shape": {"inputs": [{"name": "image", "datatype": "BYTES", "data": [TEXT]}]},
     "shape empty": v2(shape=[]),
@@ -96,7 +96,7 @@ V2 = {  # what is sent: JSON, or (bytes, the header that says how much of them i
     "two dimensions": v2(shape=[1, 1]),
     "BYTES of numbers": v2(data=[7]),
     "not base64": v2(data=["no base64!"]),
-    "no picture": v2(data=["AAAA"]),
+    "no image": v2(data=["AAAA"]),
     "INT64": v2(datatype="INT64", data=[1]),
     "unknown datatype": v2(datatype="FP13"),
     "FP32 of text": fp32([1, 3, 224, 224], ["x"] * SIZE),
@@ -123,33 +123,33 @@ def test_v2_rest(server, kind):
     """V2 over REST: status 400 and the sentence under `error`."""
     url = f"{server.url}/v2/models/{server.name}/infer"
     if isinstance(V2[kind], dict):
-        answer = requests.post(url, json=V2[kind])
+        response = requests.post(url, json=V2[kind])
     else:
         body, length = V2[kind]
         headers = {"inference-header-content-length": length} if length else {}
         kind_of_body = "application/octet-stream" if length else "application/json"
-        answer = requests.post(url, body, headers=headers | {"content-type": kind_of_body})
-    assert answer.status_code == 400, answer.text
-    assert_plain(answer.json()["error"])
+        response = requests.post(url, body, headers=headers | {"content-type": kind_of_body})
+    assert response.status_code == 400, response.text
+    assert_plain(response.json()["error"])
     assert_answers(server)
 
 
-ask: dict[str, Callable] = {
-    "v1": lambda url: requests.post(f"{url}/v1/models/nobody:predict", json=client.v1_body([GOOD])),
-    "v2": lambda url: requests.post(f"{url}/v2/models/nobody/infer", json=client.v2_body([GOOD])),
+SEND: dict[str, Callable] = {
+    "v1": lambda url: requests.post(f"{url}/v1/models/nobody:predict", json=v1_body([GOOD])),
+    "v2": lambda url: requests.post(f"{url}/v2/models/nobody/infer", json=v2_body([GOOD])),
     "explain": lambda url: requests.post(f"{url}/v1/models/nobody:explain", json={}),
     "ready": lambda url: requests.get(f"{url}/v2/models/nobody/ready"),
-    "about": lambda url: requests.get(f"{url}/v2/models/nobody"),
+    "metadata": lambda url: requests.get(f"{url}/v2/models/nobody"),
 }
 
 
 @BOTH
-@pytest.mark.parametrize("way", ask)
+@pytest.mark.parametrize("way", SEND)
 def test_unknown_model(server, way):
     """A model that is not there: 404 and a sentence that names it."""
-    answer = ask[way](server.url)
-    assert answer.status_code == 404 and "nobody" in answer.json()["error"]
-    assert_plain(answer.json()["error"])
+    response = SEND[way](server.url)
+    assert response.status_code == 404 and "nobody" in response.json()["error"]
+    assert_plain(response.json()["error"])
 
 
 @BOTH
@@ -157,22 +157,22 @@ def test_unknown_model(server, way):
 def test_no_such_path(server, method, status):
     """What there is no path or method for: KServe's form of an error, too."""
     path = "v2/models/x/infer" if method == "GET" else "v3/models"
-    answer = requests.request(method, f"{server.url}/{path}")
-    assert answer.status_code == status
-    assert_plain(answer.json()["error"])
+    response = requests.request(method, f"{server.url}/{path}")
+    assert response.status_code == status
+    assert_plain(response.json()["error"])
 
 
 @BOTH
 def test_an_endless_name(server):
     """The sentence has an end."""
-    answer = requests.get(f"{server.url}/v2/models/{'nobody' * 1_000}")
-    assert answer.status_code == 404
-    assert_plain(answer.json()["error"])
+    response = requests.get(f"{server.url}/v2/models/{'nobody' * 1_000}")
+    assert response.status_code == 404
+    assert_plain(response.json()["error"])
 
 
 @BOTH
-def test_who_asks_for_a_websocket_is_answered(server):
-    """There are none here: the request is answered as any other."""
+def test_a_request_for_a_websocket_gets_a_response(server):
+    """There are none here: the request is treated as any other."""
     headers = {"connection": "upgrade", "upgrade": "websocket"}
-    answer = requests.post(f"{server.url}/v1/models/nobody:predict", headers=headers, timeout=10)
-    assert answer.status_code == 404
+    response = requests.post(f"{server.url}/v1/models/nobody:predict", headers=headers, timeout=10)
+    assert response.status_code == 404

@@ -1,35 +1,91 @@
-"""The batcher by itself: what is in a batch, who gets it, and what happens when things fail."""
+"""Batches without a server: what is in one, which worker gets it, and what happens on failure."""
 
 import asyncio
-import time
+import os
+import pickle
+import selectors
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
-import numpy as np
 import pytest
-from kserve.errors import InvalidInput, ModelNotReady
+from kserve import Model
+from kserve.errors import (
+    InferenceError,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    UnsupportedProtocol,
+)
+from kserve.model import InferenceVerb
 
-from model import shapes
-from model.batcher import Batcher, GatheredModel, InThread
-from model.protocol import Answer, Request
-from model.replica import Replica
+from model.alexnet import shapes
+from model.alexnet.model import AlexNetModel
+from model.loadtest.bodies import v1_body
+from model.serving.batched_model import BatchedModel
+from model.serving.batcher import Batcher
+from model.serving.config import BatchingConfig, ModelConfig
+from model.serving.errors import ERRORS
+from model.serving.protocol import Description, Request, Response
+from model.serving.replica import Replica
+from model.serving.worker_thread import WorkerThread
+from tests.conftest import until
 from tests.tiny_models import Stopping
 
-pytestmark = pytest.mark.alone
+
+class Jumping(selectors.SelectSelector):
+    """A selector that does not wait: its clock jumps to the next timer."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list:
+        """What is ready. RuntimeError when nothing ever will be."""
+        if timeout is None:
+            raise RuntimeError("everybody waits, and for nothing")
+        self.now += timeout
+        return super().select(0)
+
+
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop in which waiting takes no time; for tests without threads."""
+
+    def __init__(self) -> None:
+        self._clock = Jumping()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        """In seconds, as the timers so far add up."""
+        return self._clock.now
+
+
+def in_virtual_time(main: Coroutine) -> Any:
+    """Run a test, whose seconds are those of VirtualTime."""
+    with asyncio.Runner(loop_factory=VirtualTime) as runner:
+        return runner.run(main)
+
+
+def now() -> float:
+    """The seconds of the event loop."""
+    return asyncio.get_running_loop().time()
 
 
 class Work:
-    """Takes `seconds` for a batch, or until released, and keeps what it was given."""
+    """Takes `seconds` for a batch, and keeps what it was given."""
 
     def __init__(self, seconds: float = 0.02) -> None:
         self.batches, self.seconds, self.at_once, self.most = [], seconds, 0, 0
+        self.workers, self.backlogs = [], []
 
-    async def __call__(self, batch: list[str], place: int) -> list[str]:
+    async def __call__(self, batch: list[str], worker_index: int, backlog: int) -> list:
         self.batches.append(list(batch))
+        self.workers.append(worker_index)
+        self.backlogs.append(backlog)
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         await asyncio.sleep(self.seconds)
         self.at_once -= 1
         if "%" in batch:
-            raise RuntimeError("the worker is gone")
+            raise RuntimeError("the worker is lost")
         return [ValueError(item) if item == "?" else item.upper() for item in batch]
 
 
@@ -44,27 +100,27 @@ def test_a_lone_client_never_waits():
     async def main():
         work = Work(0)
         batcher = Batcher(work, wait_s=5)
-        began = time.monotonic()
         assert [await batcher(item) for item in "abc"] == ["A", "B", "C"]
-        assert time.monotonic() - began < 1 and sizes(work) == [1, 1, 1]
+        assert now() == 0 and sizes(work) == [1, 1, 1]
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
-def test_what_comes_while_a_worker_is_busy_is_one_batch():
-    """And the answers come back to those who asked."""
+def test_what_arrives_while_a_worker_is_busy_is_one_batch():
+    """And each result goes to whoever sent its item; the work is told of all that is there."""
 
     async def main():
         work = Work()
         batcher = Batcher(work)
         assert await asyncio.gather(*map(batcher, "abcdefgh")) == list("ABCDEFGH")
         assert sizes(work) == [1, 7] and work.most == 1
+        assert work.backlogs == [8, 7] and batcher.queued == batcher.backlog == 0
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
 def test_a_batch_waits_for_as_many_as_the_last_one_held():
-    """Clients that come one by one after their answers are gathered again; at most `wait_s`."""
+    """Clients that send the next request one by one are batched again; at most for `wait_s`."""
 
     async def main():
         work = Work()
@@ -75,19 +131,20 @@ def test_a_batch_waits_for_as_many_as_the_last_one_held():
             await asyncio.sleep(delay)
             return await batcher(item)
 
-        began = time.monotonic()
+        began = now()
         await asyncio.gather(*(late(0.002 * i, "x") for i in range(7)))
-        assert sizes(work)[2:] == [7] and time.monotonic() - began < 0.4  # full: no more waiting
-        began = time.monotonic()
+        assert sizes(work)[2:] == [7]
+        assert now() - began == pytest.approx(0.012 + work.seconds)  # full: it waits no longer
+        began = now()
         await batcher("y")
-        assert sizes(work)[3:] == [1] and 0.4 < time.monotonic() - began < 2
+        assert sizes(work)[3:] == [1] and now() - began == pytest.approx(0.5 + work.seconds)
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_what_waits_is_shared_evenly_among_the_free(workers):
-    """No free worker stands idle while another takes all; who was just answered counts too."""
+def test_what_waits_is_shared_evenly_among_free_workers(workers):
+    """None is idle while another has it all; who was just answered counts too."""
 
     async def main():
         work, free = Work(), 1
@@ -99,21 +156,22 @@ def test_what_waits_is_shared_evenly_among_the_free(workers):
         free = workers
         await asyncio.gather(first, *asked)
         assert sizes(work) == [1] + [4] * (workers - 1) + [3] and work.most == workers
+        assert set(work.workers) == set(range(workers))
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
-def test_the_size_counts_pictures_not_requests():
-    """A batch is full at `size`; what is longer by itself goes alone; the order stays."""
+def test_the_size_counts_instances_not_requests():
+    """A batch is full at `max_size`; what is larger by itself goes alone; the order stays."""
 
     async def main():
         work = Work()
-        batcher = Batcher(work, size=4)
+        batcher = Batcher(work, max_size=4)
         items = ["x", "aa", "bb", "c", "dddddd", "ee"]
         assert await asyncio.gather(*map(batcher, items)) == [item.upper() for item in items]
         assert work.batches == [["x"], ["aa", "bb"], ["c"], ["dddddd"], ["ee"]]
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
 def test_an_error_is_for_its_own_request_or_its_batch_and_the_batcher_goes_on():
@@ -122,29 +180,29 @@ def test_an_error_is_for_its_own_request_or_its_batch_and_the_batcher_goes_on():
     async def main():
         batcher = Batcher(Work())
         warm = asyncio.ensure_future(batcher("w"))
-        answers = await asyncio.gather(warm, *map(batcher, ["?", "b"]), return_exceptions=True)
-        assert isinstance(answers[1], ValueError) and answers[2] == "B"
-        answers = await asyncio.gather(*map(batcher, ["%", "b"]), return_exceptions=True)
-        assert [type(answer) for answer in answers] == [RuntimeError] * 2
+        results = await asyncio.gather(warm, *map(batcher, ["?", "b"]), return_exceptions=True)
+        assert isinstance(results[1], ValueError) and results[2] == "B"
+        results = await asyncio.gather(*map(batcher, ["%", "b"]), return_exceptions=True)
+        assert [type(result) for result in results] == [RuntimeError] * 2
         assert await batcher("after") == "AFTER"
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
 def test_a_worker_that_answers_too_few_fails_its_batch_only():
-    """Nobody waits for ever, and nobody gets another's answer."""
+    """Nobody waits for ever, and nobody gets another's response."""
 
     async def main():
-        batcher = Batcher(lambda batch, place: asyncio.sleep(0.01, batch[:1]))
+        batcher = Batcher(lambda batch, worker_index, backlog: asyncio.sleep(0.01, batch[:1]))
         asked = [asyncio.ensure_future(batcher(item)) for item in "abc"]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [str, RuntimeError, RuntimeError]
-        assert "1 answers to 2" in str(answers[1]) and await batcher("d") == "d"
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(result) for result in results] == [str, RuntimeError, RuntimeError]
+        assert "1 results for 2" in str(results[1]) and await batcher("d") == "d"
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
-def test_who_has_gone_is_not_worked_for():
+def test_clients_that_have_gone_are_not_worked_for():
     """A cancelled request that still waits is in no batch."""
 
     async def main():
@@ -156,141 +214,283 @@ def test_who_has_gone_is_not_worked_for():
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(busy, stays)
-        assert work.batches == [["busy"], ["stays"]]
+        assert work.batches == [["busy"], ["stays"]] and batcher.backlog == 0
 
-    asyncio.run(main())
+    in_virtual_time(main())
 
 
 class Slow:
-    """A model that takes half a second for a batch."""
+    """A backend that takes half a second for a batch."""
 
-    name, ready = "slow", True
-
+    workers = 1
+    description = Description([], [], True, True, ModelConfig("slow"))
     well = True
 
-    async def answer_all(self, batch, place, ids, here):
-        """One label for each picture."""
+    def load(self):
+        """It is there."""
+
+    async def predict_batch(self, requests, worker_index, backlog):
+        """A response for each."""
         await asyncio.sleep(0.5)
-        return [Answer([["x"] * 5], np.zeros((1, 5)), "w", 0, 0, 0) for _ in batch]
+        return [Response(request.body, {}) for request in requests]
 
     async def healthy(self):
         """As it is told."""
         return self.well
 
 
-def test_the_time_limit():
-    """Too long a wait is TimeoutError (504), or ModelNotReady (503) when nobody works at all."""
+def test_the_request_timeout():
+    """A longer wait raises TimeoutError (504), or ModelNotReady (503) when nothing can answer."""
 
     async def main():
         slow = Slow()
-        model = GatheredModel(slow, timeout_s=0.1)
-        asked = [model.predict(Request([b"x"])) for _ in range(3)]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(a) for a in answers] == [TimeoutError] * 3
-        assert "slow gave no answer within 0.1 seconds" in str(answers[0])
+        model = BatchedModel("slow", slow, BatchingConfig(), timeout_s=0.1)
+        model.load()
+        asked = [model.predict({"instances": [1]}) for _ in range(3)]
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(error) for error in errors] == [TimeoutError] * 3
+        assert str(errors[0]) == "slow gave no response within 0.1 seconds."
         slow.well = False
         with pytest.raises(ModelNotReady):
-            await model.predict(Request([b"x"]))
+            await model.predict({"instances": [1]})
+
+    in_virtual_time(main())
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A WorkerThread sets the number of threads; the next test finds it as it was."""
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    Stopping.go.clear()
+
+
+def loaded(model_class: type[Model], name: str = "tiny") -> WorkerThread:
+    """A thread with a model of this file or of tests.tiny_models."""
+    thread = WorkerThread(ModelConfig(name, f"{model_class.__module__}:{model_class.__name__}"), 1)
+    thread.load()
+    return thread
+
+
+def predict(thread: WorkerThread, *bodies: Any) -> list[Any]:
+    """The bodies of the responses to one batch; exceptions as they are."""
+    results = asyncio.run(thread.predict_batch([Request(body, {"a": "header"}) for body in bodies]))
+    return [getattr(result, "body", result) for result in results]
+
+
+class Handlers(Model):
+    """Some handlers are coroutines, as KServe allows; says which thread each runs in."""
+
+    async def preprocess(self, payload, headers=None):
+        """On the event loop."""
+        if payload == "bad":
+            raise InvalidInput("it is bad")
+        return payload, headers, threading.current_thread().name
+
+    def predict(self, payload, headers=None):
+        """In the model's thread."""
+        if payload[0] == "fails":
+            raise OSError("disk")
+        return *payload, threading.current_thread().name
+
+    async def postprocess(self, result, headers=None, response_headers=None):
+        """What the others gave."""
+        return {"seen": result}
+
+
+def test_handlers_of_both_kinds():
+    """Coroutines are awaited on the event loop, functions run in a thread, errors stay apart."""
+    good, bad, fails = predict(loaded(Handlers), "x", "bad", "fails")
+    body, headers, loop, thread = good["seen"]
+    assert (body, headers, loop) == ("x", {"a": "header"}, "MainThread")
+    assert thread.startswith("model tiny")
+    assert isinstance(bad, InvalidInput) and str(bad) == "it is bad"
+    assert type(fails) is InferenceError and str(fails) == "OSError: disk"
+
+
+class Careless(Model):
+    """Returns from predict_batch what the request says, and streams what it explains."""
+
+    def predict_batch(self, inputs: list) -> Any:
+        """Whatever it is."""
+        return inputs[0]
+
+    async def explain(self, payload, headers=None) -> AsyncIterator[str]:
+        """Piece by piece."""
+        yield "piece"
+
+
+@pytest.mark.parametrize("results", [["one"], "xy", None, ("x", "y")])
+def test_a_batch_with_the_wrong_results_fails_as_a_whole(results):
+    """Each gets the sentence that says what predict_batch must return."""
+    errors = predict(loaded(Careless), results, "second")
+    assert [type(error) for error in errors] == [InferenceError] * 2
+    assert "predict_batch must return a list of 2 results" in str(errors[0])
+
+
+def test_a_streamed_response_is_refused():
+    """With 501, as it cannot be gathered."""
+    call = loaded(Careless).call(Request("x", {}), InferenceVerb.EXPLAIN)
+    with pytest.raises(NotImplementedError, match="streamed"):
+        asyncio.run(call)
+
+
+class Raising(Model):
+    """Raises what the request says."""
+
+    def predict(self, payload, headers=None):
+        """Raise it."""
+        raise payload
+
+
+class OwnError(InvalidInput):
+    """Of a model's module, which a frontend does not import."""
+
+
+KNOWN = [InvalidInput("no"), InferenceError("no"), NotImplementedError("no"), TimeoutError("no")]
+KNOWN += [ModelNotReady("m", "no"), ModelNotFound("m"), UnsupportedProtocol("v3"), OwnError("no")]
+
+
+@pytest.mark.parametrize("raised", KNOWN, ids=repr)
+def test_errors_that_kserve_knows_keep_their_kind_and_sentence(raised):
+    """In any process, with no class of the model's own."""
+    [error] = predict(loaded(Raising), raised)
+    error = pickle.loads(pickle.dumps(error))
+    assert type(error) in ERRORS and type(error) in type(raised).__mro__
+    assert str(error) == str(raised)
+
+
+def test_a_step_of_a_batch_has_a_duration():
+    """A thread with nothing to do has none; it is what a watchdog looks at."""
+
+    async def main():
+        thread = loaded(Stopping)
+        assert thread.stalled_for() == 0
+        busy = asyncio.ensure_future(thread.predict_batch([Request("body", {})]))
+        await asyncio.to_thread(until, lambda: thread.stalled_for() > 0.2)
+        assert thread.stalled_for() > 0.2
+        Stopping.go.set()
+        assert [response.body for response in await busy] == ["body"]
+        assert thread.stalled_for() == 0
 
     asyncio.run(main())
 
 
-def test_a_thread_that_is_stuck_can_be_told():
-    """Idle is who has a batch and makes no progress with it, and nobody else."""
+def replica(**more: Any) -> Replica:
+    """A replica in this process."""
+    return Replica(ModelConfig("stopping", "tests.tiny_models:Stopping"), **more)
+
+
+def batch(*bodies: Any) -> bytes:
+    """As the frontend sends it."""
+    return pickle.dumps([Request(body, {}) for body in bodies])
+
+
+def test_a_stuck_replica_is_not_healthy():
+    """Its health check raises once a step has taken longer than the watchdog waits, not before."""
 
     async def main():
-        model = Stopping()
-        thread = InThread(model)
-        assert thread.idle_s() == 0
-        busy = asyncio.ensure_future(thread(["batch"]))
-        await asyncio.sleep(0.3)
-        assert 0.2 < thread.idle_s() < 5
-        model.progressed = time.monotonic()
-        assert thread.idle_s() < 0.2
-        model.go.set()
-        assert await busy == ["batch"] and thread.idle_s() == 0
+        stuck, slow = replica(watchdog_timeout_s=0.2), replica(watchdog_timeout_s=600)
+        await stuck.check_health()
+        busy = [asyncio.ensure_future(r.predict_batch(batch("body"), 0, 1)) for r in (stuck, slow)]
+        await asyncio.to_thread(until, lambda: min(stuck.stalled_for(), slow.stalled_for()) > 0.2)
+        with pytest.raises(RuntimeError, match="a step of the batch has taken"):
+            await stuck.check_health()
+        await slow.check_health()
+        Stopping.go.set()
+        assert [pickle.loads(answer)[0].body for answer in [await b for b in busy]] == ["body"] * 2
+        await stuck.check_health()
 
     asyncio.run(main())
 
 
-def test_a_stuck_replica_is_not_well():
-    """Its health check raises once its batch has made no progress for too long, not before."""
+def test_a_replica_whose_model_is_ill_is_not_healthy():
+    """As the model itself says."""
 
     async def main():
-        replica = Replica("tests.tiny_models:Stopping", stuck_s=0.2)
-        replica.check_health()
-        busy = asyncio.ensure_future(replica.answer_all(["batch"], 0, ["id"], 1))
-        await asyncio.sleep(0.05)
-        replica.check_health()
-        await asyncio.sleep(0.3)
-        with pytest.raises(RuntimeError, match="no progress"):
-            replica.check_health()
-        replica._loaded.go.set()
-        assert await busy == ["batch"]
-        replica.check_health()
+        ill = replica()
+        ill._model.ready = False
+        with pytest.raises(RuntimeError, match="not healthy"):
+            await ill.check_health()
 
     asyncio.run(main())
 
 
-def test_a_replica_tells_what_waits_in_front():
-    """For a while after a batch has told it so."""
+def test_a_replica_tells_the_backlog_of_the_frontend():
+    """For a while after a batch has brought it along."""
 
     async def main():
-        replica = Replica("tests.tiny_models:Stopping")
-        assert replica.record_autoscaling_stats() == {"here": 0}
-        replica._loaded.go.set()
-        await replica.answer_all(["batch"], 0, ["id"], 17)
-        assert replica.record_autoscaling_stats() == {"here": 17}
-        replica._told -= 60
-        assert replica.record_autoscaling_stats() == {"here": 0}
+        told = replica()
+        assert told.record_autoscaling_stats() == {"backlog": 0}
+        Stopping.go.set()
+        await told.predict_batch(batch("body"), 0, 17)
+        assert told.record_autoscaling_stats() == {"backlog": 17}
+        told._backlog_seen -= 60
+        assert told.record_autoscaling_stats() == {"backlog": 0}
 
     asyncio.run(main())
 
 
-def test_a_bad_picture_spoils_its_own_request_only(local, pictures):
-    """Beside it, answers are what they are alone; to 1e-5."""
+class Odd(Model):
+    """Answers with what only this process can hold, when it is asked to."""
+
+    def predict(self, payload, headers=None):
+        """A function without a name, or the payload."""
+        return (lambda: 0) if payload == "odd" else payload
+
+
+def test_a_response_that_cannot_be_pickled_is_an_error_of_its_own_request():
+    """The others of its batch are answered; in process there is nothing to pickle."""
+    odd = Replica(ModelConfig("odd", f"{__name__}:Odd"))
+    good, wrong = pickle.loads(asyncio.run(odd.predict_batch(batch("good", "odd"), 0, 1)))
+    assert good.body == "good"
+    assert isinstance(wrong, RuntimeError) and "cannot leave the replica" in str(wrong)
+    [function] = predict(loaded(Odd), "odd")
+    assert function() == 0
+
+
+def test_a_bad_image_spoils_its_own_request_only(local, images):
+    """Beside it, responses are what they are alone; to 1e-5."""
+    model = BatchedModel(
+        "alexnet",
+        WorkerThread(ModelConfig("alexnet"), 2),
+        BatchingConfig(),
+        timeout_s=60,
+    )
+    model.load()
+    sent = [[images[0]], [b"no image"], images[1:4], [images[4], b"none"]]
 
     async def main():
-        model = GatheredModel(local)
-        requests = [[pictures[0]], [b"no picture"], pictures[1:4], [pictures[4], b"none"]]
-        asked = [model.predict(Request(images)) for images in requests]
+        asked = [model.predict(v1_body(each)) for each in sent]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    answers = asyncio.run(main())
-    assert isinstance(answers[1], InvalidInput) and isinstance(answers[3], InvalidInput)
-    assert "picture 1" in str(answers[3])
-    for answer, images in ((answers[0], pictures[:1]), (answers[2], pictures[1:4])):
-        for i, picture in enumerate(images):
-            alone = local.predict(Request([picture]))
-            assert answer.labels[i] == alone.labels[0]
-            np.testing.assert_allclose(answer.probabilities[i], alone.probabilities[0], atol=1e-5)
+    results = asyncio.run(main())
+    assert isinstance(results[1], InvalidInput) and isinstance(results[3], InvalidInput)
+    assert "image 1" in str(results[3])
+    for result, own in ((results[0], sent[0]), (results[2], sent[2])):
+        assert_same(result["predictions"], [local.classify([image])[0] for image in own])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_layout_changes_no_answer(local, pictures, layout):
-    """float32 in either layout and in any batch: the same to 1e-5."""
-    from model.alexnet import AlexNetModel
-
-    model = AlexNetModel("other", layout=layout)
-    model.load()
-    for alone, batched in zip(
-        [local.classify([p])[0] for p in pictures[:16]], model.classify(pictures[:16]), strict=True
-    ):
-        assert [it["label"] for it in alone] == [it["label"] for it in batched]
-        assert (
-            max(
-                abs(a["probability"] - b["probability"])
-                for a, b in zip(alone, batched, strict=True)
-            )
-            < 1e-5
+def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
+    """The same labels, and probabilities equal to 1e-5."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [it["label"] for it in ours] == [it["label"] for it in theirs]
+        assert [it["probability"] for it in ours] == pytest.approx(
+            [it["probability"] for it in theirs], abs=1e-5
         )
 
 
-def test_bfloat16_gives_the_same_top_label(local):
-    """On at least 99 of 100 demo pictures."""
-    from model.alexnet import AlexNetModel
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_the_memory_format_changes_no_response(local, images, memory_format):
+    """float32 in either, and in any batch: the same to 1e-5."""
+    model = AlexNetModel("other", memory_format=memory_format)
+    model.load()
+    alone = [local.classify([image])[0] for image in images[:16]]
+    assert_same(model.classify(images[:16]), alone)
 
-    model = AlexNetModel("half", precision="bfloat16", layout="channels_last")
+
+def test_bfloat16_gives_the_same_top_label(local):
+    """On at least 99 of 100 drawn images."""
+    model = AlexNetModel("half", precision="bfloat16")
     model.load()
     drawn = [shapes.jpeg(shapes.LABELS[i % 12], 1000 + i) for i in range(96)]
     pairs = zip(

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.application import application
-from model.bench import client, cluster
-from model.bench.load import Workload
-from model.bench.nodes import Nodes, Redis
-from model.bench.server import ServerProcess
+from model.faults import cluster
+from model.faults.nodes import Nodes
+from model.faults.redis_server import Redis
+from model.loadtest import client
+from model.loadtest.server_process import ServerProcess
+from model.loadtest.workload import Workload
+from model.serving.deployment import application
 from tests.conftest import needs_network, needs_tool, run
 from tests.samples import GOOD
 from tests.test_reliability import assert_nothing_lost
@@ -24,7 +26,7 @@ CONFIG = {
     "applications": [
         {
             "name": "custom-model",
-            "import_path": "model.application:application",
+            "import_path": "model.serving.deployment:application",
             "route_prefix": "/custom-model",
             "args": {"num_replicas": 2, "cpus_per_replica": 0.5, "max_replicas_per_node": 1},
         }
@@ -34,33 +36,33 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def work() -> Workload:
-    """Pictures to ask about."""
+    """Images to send."""
     return Workload.drawn(16)
 
 
-def test_fronts_before_an_application_of_a_config_file(work, local):
+def test_frontends_of_an_application_of_a_config_file(work, local):
     """As on Kubernetes: Ray Serve deploys from a file, KServe joins on each worker node.
 
-    The fronts answer from the same replicas. With Redis behind it Ray's head may be lost: replicas
-    and fronts go on, and take to the next head.
+    The frontends share the replicas. With Redis behind it Ray's head may be lost: replicas and
+    frontends go on, and join the next head.
     """
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(Redis()) if shutil.which("redis-server") else None
-        nodes = stack.enter_context(Nodes(0, 1, 1, redis=redis, **cluster.PATIENT))
-        env = nodes.env | cluster.PATIENT
+        nodes = stack.enter_context(Nodes(0, 1, 1, redis=redis, **cluster.SURVIVE_WITHOUT_HEAD))
+        env = nodes.env | cluster.SURVIVE_WITHOUT_HEAD
         deploy(nodes)
         join = ("--address", nodes.address, "--max_replicas", "2")
         first, second = (
             stack.enter_context(
-                ServerProcess("model.front_server", *join, "--node_address", host, **env)
+                ServerProcess("model.serving.frontend", *join, "--node_address", host, **env)
             )
             for host in nodes.hosts[1:]
         )
-        assert sorted(cluster.on_nodes(first).values()) == [1, 1]
+        assert sorted(cluster.replicas_by_node(first).values()) == [1, 1]
         for server in (first, second):
             assert_equal(client.v1(server, [GOOD]), local.classify([GOOD]))
-        refused = run("model.front_server", *join, "--model_name", "other", **env)
-        assert refused.returncode == 1 and "deploy it first" in refused.stderr.splitlines()[-1]
+        failed = run("model.serving.frontend", "other", *join, **env)
+        assert failed.returncode == 1 and "deploy it first" in failed.stderr.splitlines()[-1]
         second.stop()
         assert_equal(client.v1(first, [GOOD]), local.classify([GOOD]))
         needs_tool("redis-server")
@@ -90,12 +92,12 @@ def test_a_node_is_added_and_another_cut_off(work):
         assert 0.3 < done.facts["share of the new node's replicas"] < 0.7
         done = cluster.cut(*there, work, seconds=15)
         assert_nothing_lost(done)
-        assert done.again > 0
+        assert done.retried > 0
         assert done.facts["replicas that live, those cut off included"] == 4
 
 
 def test_options_of_a_config_file_are_checked():
-    """What is no option, and what does not fit, is told in a sentence."""
+    """An unknown option, and a value that does not fit, are told in a sentence."""
     for args, part in (({"replicas": 2}, "replicas"), ({"num_replicas": 0}, "from 1 on")):
         with pytest.raises(ValueError, match=part):
             application(args)

@@ -1,18 +1,28 @@
-"""README and the notebooks as they are committed: structure, links, outputs."""
+"""README, docs/ and the notebooks as they are committed: structure, links, names, outputs."""
 
 import json
 import re
 import socket
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
+from kserve.model_server import parser as kserve_parser
 
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-DOCUMENTS = [ROOT / "README.md", ROOT / "deploy/README.md", *NOTEBOOKS]
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+SERVING = ROOT / "docs/serving.md"
+PAGES = [README, ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*PAGES, CHANGELOG, *NOTEBOOKS]
+NAMING = pytest.mark.parametrize(
+    "path", [*PAGES, *NOTEBOOKS], ids=lambda path: str(path.relative_to(ROOT))
+)
 
 
 def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
@@ -22,7 +32,7 @@ def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
 
 
 def prose(path: Path) -> str:
-    """README, or the Markdown of a notebook."""
+    """A page, or the Markdown of a notebook."""
     if path.suffix == ".md":
         return path.read_text()
     return "\n\n".join(cell.source for cell in cells(path, "markdown"))
@@ -104,10 +114,66 @@ def test_links_and_pictures(path):
     assert "<img" not in text or all("alt=" in tag for tag in re.findall(r"<img[^>]*>", text))
 
 
-def test_readme_names_every_notebook():
-    """And, in turn, what it calls by name exists."""
-    readme = prose(ROOT / "README.md")
-    assert all(f"notebooks/{path.name}" in readme for path in NOTEBOOKS)
-    readme += prose(ROOT / "deploy/README.md")
-    for module in re.findall(r"python -m ((?:model|deploy)(?:\.\w+)+)", readme):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+def test_readme_leads_everywhere():
+    """README links every notebook, every page of docs/, deploy/ and CHANGELOG, and is one page."""
+    readme = prose(README)
+    for path in [*NOTEBOOKS, *PAGES[1:], CHANGELOG]:
+        assert f"]({path.relative_to(ROOT)}" in readme, path
+    assert len(readme.split()) <= 900
+
+
+@NAMING
+def test_what_is_called_by_name_exists(path):
+    """Modules that a page names or runs, metrics, targets of make."""
+    text = prose(path)
+    for module in re.findall(r"(?:`|_path: )((?:model|deploy|tests)(?:\.\w+)+)", text):
+        parts = module.split(".")  # the last may be a name in the module
+        files = [ROOT.joinpath(*parts[:n]) for n in (len(parts), len(parts) - 1) if n > 1]
+        assert any(file.with_suffix(".py").exists() or file.is_dir() for file in files), module
+    for module in re.findall(r"python -m ((?:model|deploy|tests)(?:\.\w+)+)", text):
+        file = ROOT / module.replace(".", "/")
+        assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+    sources = "".join(file.read_text() for file in (ROOT / "model").rglob("*.py"))
+    for metric in re.findall(r"\binference_\w+", text):
+        assert f'"{metric.removesuffix("_total")}"' in sources, metric
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^)make ([a-z]+)\b", text, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+@pytest.mark.parametrize("path", [README, SERVING], ids=lambda path: path.name)
+def test_options_exist(path):
+    """Every option of a page is one of `model.serving` or of its two commands beside it."""
+    modules = ("model.serving", "model.serving.redeploy", "model.serving.frontend")
+    known = {"--help"}.union(*(options(module) for module in modules))
+    assert not set(re.findall(r"(?<![\w-])--[a-z]\w+", prose(path))) - known
+
+
+@EACH
+def test_options_in_notebooks_exist(path):
+    """What the text calls an option of ours is one."""
+    named = set(re.findall(r"`(--[a-z]\w+)(?![\w-])", prose(path)))
+    assert not named - options("model.serving")
+
+
+@cache
+def options(module: str) -> set[str]:
+    """What a program's help lists."""
+    command = [sys.executable, "-m", module, "--help"]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return set(re.findall(r"--\w+", listed.stdout))
+
+
+def test_serving_lists_every_option_of_ours():
+    """docs/serving.md leaves out none; KServe's own are KServe's to explain."""
+    kserve = set(re.findall(r"--\w+", kserve_parser.format_help()))
+    assert not options("model.serving") - kserve - set(re.findall(r"--\w+", prose(SERVING)))
+
+
+def test_the_old_form_and_todays():
+    """README shows today's three steps as `model/basics/ray_server.py` takes them."""
+    steps = re.search(r"^Today .*?```python\n(.*?)```", prose(README), re.M | re.S).group(1)
+    program = (ROOT / "model/basics/ray_server.py").read_text()
+    steps = steps.replace('"custom-model"', "args.model_name").replace("Replica.", "deployment.")
+    lines = [line.strip() for line in steps.splitlines() if not line.startswith("#")]
+    assert not [line for line in lines if line not in program]

@@ -1,20 +1,20 @@
-"""What no client should send, made up by Hypothesis: every answer is right or a plain refusal."""
+"""What no client should send, made up by Hypothesis: every response is right or a plain refusal."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from model.bench.fuzz import WAYS, fuzz
 from tests.conftest import BOTH, ROOT
+from tests.fuzz import WAYS, fuzz
 
-COUNT = 150  # requests in each way; `python -m model.bench.fuzz` sends 2,500
-SLACK = 300e6  # bytes; allocators keep what the largest pictures needed
+COUNT = 150  # requests in each way; `python -m tests.fuzz` sends 2,500
+SLACK = 300e6  # bytes; allocators keep what the largest images needed
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """The server has the other cores while the model in this process works on small pictures."""
+    """The server has the other cores while the model in this process works on small images."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 
 @BOTH
 def test_a_server_withstands_it(server, local, one_thread):
-    """Nothing breaks, no process ends, memory stays, and each way has answers of both sorts."""
+    """Nothing breaks, no process ends, memory stays, and each way has responses of both sorts."""
     fuzz(server, local.classify, COUNT // 3, number=1)
     before = server.memory()
     statuses = fuzz(server, local.classify, COUNT)

@@ -5,23 +5,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 import requests
 
-from model.bench import client
-from model.bench.server import ServerProcess
-from model.options import free_port
-from tests.conftest import BOTH, Traces, needs_tool, run, until
+from model.faults.observe import metrics
+from model.loadtest.bodies import v1_body
+from model.loadtest.server_process import ServerProcess
+from model.serving.machine import free_port
+from tests.conftest import ROOT, Traces, needs_tool, run, until
 from tests.foreign import ForeignRay
 from tests.samples import GOOD
 
-ENDS_WITHIN_S = 20
+ENDS_WITHIN_S = 60
+BUSY = "tests.tiny_models:Busy"  # takes as many seconds as the instance says
 REPLICAS = ("--num_replicas", "2", "--cpus_per_replica", "0.5")
-MODULES = {"model.kserve_server": (), "model.ray_server": REPLICAS}
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +50,6 @@ def ports(server: ServerProcess) -> list[int]:
     return [int(address.rpartition(":")[2]) for address in (server.url, server.grpc)]
 
 
-def ask_for_a_while(server: ServerProcess) -> requests.Response:
-    """A request that takes seconds: 64 large pictures."""
-    url = f"{server.url}/v1/models/{server.name}:predict"
-    return requests.post(url, json=client.v1_body([GOOD] * 64), timeout=60)
-
-
-def worked(server: ServerProcess) -> float:
-    """Seconds of CPU that its processes have used."""
-    times = [process.cpu_times() for process in server.processes()]
-    return sum(time.user + time.system for time in times)
-
-
 def assert_ends(server: ServerProcess, traces: Traces) -> None:
     """The server exits in time, and neither process nor port nor file of it stays."""
     server.process.wait(ENDS_WITHIN_S)
@@ -68,64 +60,86 @@ def assert_ends(server: ServerProcess, traces: Traces) -> None:
     server.stop()
 
 
-SIGNALS = {
-    "SIGTERM": lambda server: server.process.terminate(),
-    "Ctrl-C": lambda server: os.killpg(server.process.pid, signal.SIGINT),  # to all in the group
+def sigterm(server: ServerProcess) -> None:
+    """As Kubernetes does it."""
+    server.process.terminate()
+
+
+def impatient_ctrl_c(server: ServerProcess) -> None:
+    """As a terminal does it, to all processes of the group, again and again."""
+    while server.process.poll() is None:
+        os.killpg(server.process.pid, signal.SIGINT)
+        time.sleep(0.3)
+
+
+class Case(NamedTuple):
+    """A server, a request that takes it a while, and how it is ended."""
+
+    options: tuple[str, ...]
+    body: dict
+    end: Callable[[ServerProcess], None]
+
+
+CASES = {
+    "in process, SIGTERM": Case(("--in_process", BUSY), {"instances": [3]}, sigterm),
+    "in process, Ctrl-C": Case(("--in_process", BUSY), {"instances": [3]}, impatient_ctrl_c),
+    "replicas, SIGTERM": Case(REPLICAS, v1_body([GOOD] * 64), sigterm),
+    "replicas, Ctrl-C": Case((BUSY, *REPLICAS), {"instances": [3]}, impatient_ctrl_c),
 }
 
 
-ENDS = [(module, name) for module in MODULES for name in SIGNALS]
+@pytest.mark.parametrize("case", CASES)
+def test_a_signal_ends_everything(case, traces, foreign):
+    """It answers the request in flight, ends, leaves nothing, and lets the other Ray be.
 
-
-@pytest.mark.parametrize(("module", "name"), ENDS)
-def test_a_signal_ends_everything(module, name, traces, foreign):
-    """It answers the request in flight, ends, leaves nothing, and lets the other Ray be."""
-    server = ServerProcess(module, *MODULES[module], **traces.env)
+    Until then nobody outside this machine can reach it.
+    """
+    options, body, end = CASES[case]
+    server = ServerProcess("model.serving", *options, **traces.env)
+    assert_on_loopback(server, ray="--in_process" not in options)
     with ThreadPoolExecutor(1) as thread:
-        before = worked(server)
-        answer = thread.submit(ask_for_a_while, server)
-        until(lambda: worked(server) > before + 0.5)  # it is at work on the request
-        assert not answer.done()
-        SIGNALS[name](server)
+        answer = thread.submit(requests.post, server.predict, json=body, timeout=60)
+        in_flight = f"inference_requests_in_flight {server.name}"
+        assert until(lambda: metrics(server)[in_flight] == 1)
+        end(server)
         assert answer.result().status_code == 200
-        assert len(answer.result().json()["predictions"]) == 64
+        assert len(answer.result().json()["predictions"]) == len(body["instances"])
+    said = server.log.read_text()
     assert_ends(server, traces)
+    assert server.process.returncode == 0 and "Traceback" not in said
     assert foreign.is_as_it_was()
 
 
-@BOTH
-def test_only_this_machine_can_reach_it(server):
-    """HTTP and gRPC listen on loopback, not on every address as KServe's own do."""
-    found = listening(server.process)
-    assert {found[port] for port in ports(server)} == {"127.0.0.1"}
-
-
-def test_the_cluster_is_on_loopback(replicas):
-    """Whatever of Ray and Serve listens, listens on loopback."""
-    found = {process.name(): listening(process) for process in replicas.processes()}
-    assert len(found) > 5 and all(set(at.values()) <= {"127.0.0.1"} for at in found.values()), found
+def assert_on_loopback(server: ServerProcess, ray: bool) -> None:
+    """Whatever of it listens, Ray and Serve included; and Ray runs no more than it needs."""
+    found = {process: listening(process) for process in server.processes()}
+    assert set(ports(server)) <= set(found[server.process])
+    assert (len(found) > 5) == ray
+    assert all(set(at.values()) <= {"127.0.0.1"} for at in found.values()), found
+    for process in found:
+        command = " ".join(process.cmdline())
+        assert not any(f"/{name}.py" in command for name in ("dashboard", "monitor", "log_monitor"))
 
 
 def test_joining_a_cluster(traces, foreign):
     """--address: it serves from the other's cluster, and takes away only what it brought."""
-    join = ["--address", foreign.address, *REPLICAS]
-    server = ServerProcess("model.ray_server", *join, **traces.env | foreign.env)
+    join = ["--address", foreign.address, BUSY, *REPLICAS]
+    server = ServerProcess("model.serving", *join, **traces.env | foreign.env)
     assert len(foreign.serve_processes()) == 3  # a controller, two replicas
-    refused = run("model.ray_server", *join, **foreign.env)
+    refused = run("model.serving", *join, **foreign.env)
     assert refused.returncode == 1 and "choose another --model_name" in refused.stderr
-    assert client.v1(server, [GOOD])[0][0]["label"] == "red star"
+    assert requests.post(server.predict, json={"instances": [0]}, timeout=60).status_code == 200
     server.process.send_signal(signal.SIGINT)
     assert_ends(server, traces)
     assert foreign.is_as_it_was()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_server_that_cannot_load_its_model(module, traces):
+def test_a_server_that_cannot_load_its_model(traces):
     """It ends with a sentence that says what to do, and leaves nothing behind."""
     nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
     nowhere |= {"no_proxy": "", "NO_PROXY": "", "TORCH_HOME": traces.env["TMPDIR"] + "-torch"}
-    one = ["--num_replicas", "1"] if module == "model.ray_server" else []
-    ended = run(module, *one, MODEL_WEIGHTS="imagenet", **nowhere, **traces.env)
+    options = ["--in_process", "--set", "weights=imagenet"]
+    ended = run("model.serving", *options, **nowhere, **traces.env)
     assert ended.returncode == 1 and "Unset MODEL_WEIGHTS" in ended.stderr.splitlines()[-1]
     assert traces.left() == []
 
@@ -133,16 +147,15 @@ def test_a_server_that_cannot_load_its_model(module, traces):
 def test_no_cluster_at_the_address():
     """--address where no Ray is: one sentence, in a moment."""
     address = f"127.0.0.1:{free_port()}"
-    ended = run("model.ray_server", "--address", address)
+    ended = run("model.serving", "--address", address)
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and address in ended.stderr
 
 
 def test_a_killed_notebook_takes_its_server_along(traces):
     """SIGKILL to the process that started a server ends the server too."""
     needs_tool("setpriv")  # Linux alone tells a child that its parent died
-    code = (
-        "from model.bench.server import ServerProcess; s = ServerProcess('model.kserve_server'); "
-    )
+    code = "from model.loadtest.server_process import ServerProcess; "
+    code += f"s = ServerProcess('model.serving', '--in_process', {BUSY!r}); "
     code += "print('started', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -158,21 +171,92 @@ def test_a_killed_notebook_takes_its_server_along(traces):
     assert traces.processes() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("line", ["Setting max asyncio", "Starting uvicorn"])
-def test_a_signal_during_the_last_of_the_start_is_obeyed(number, line):
-    """One signal ends the server also before uvicorn listens for it (KServe: REST goes on)."""
+def has_loaded(library: str) -> Callable[[psutil.Process, str], bool]:
+    """A moment of the imports: a library is there."""
+
+    def moment(server: psutil.Process, said: str) -> bool:
+        try:
+            return library in Path(f"/proc/{server.pid}/maps").read_text()
+        except OSError:  # it has ended
+            return False
+
+    return moment
+
+
+def has_started(name: str) -> Callable[[psutil.Process, str], bool]:
+    """A moment of Ray's start: a process of it is there."""
+
+    def moment(server: psutil.Process, said: str) -> bool:
+        try:
+            return any(name in child.name() for child in server.children(recursive=True))
+        except psutil.NoSuchProcess:
+            return False
+
+    return moment
+
+
+def has_said(line: str) -> Callable[[psutil.Process, str], bool]:
+    """A moment by the log."""
+    return lambda server, said: line in said
+
+
+IN_PROCESS, PAIR = ["--in_process", BUSY], [BUSY, *REPLICAS]
+MOMENTS = {
+    "imports, early": (IN_PROCESS, has_loaded("/numpy/")),
+    "imports, late": (IN_PROCESS, has_loaded("/pydantic_core/")),
+    "uvicorn's start": (IN_PROCESS, has_said("options:")),
+    "imports of Ray": (PAIR, has_said("options:")),
+    "Ray's start, first process": (PAIR, has_started("gcs_server")),
+    "Ray's start, second process": (PAIR, has_started("raylet")),
+    "Serve's start": (PAIR, has_started("ray::")),
+    "deploying": (PAIR, has_said("Serve on it")),
+}
+SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_during_the_start_is_obeyed(moment, name, traces, tmp_path_factory):
+    """One signal ends it at any time: a sentence, no traceback, none of C++, nothing left."""
+    options, is_there = MOMENTS[moment]
+    ports = ["--http_port", str(free_port()), "--grpc_port", str(free_port())]
+    folder = tmp_path_factory.mktemp("said")
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        command = [sys.executable, "-m", "model.serving", *ports, *options]
+        server = psutil.Popen(
+            command, stdout=out, stderr=err, env=os.environ | traces.env, cwd=ROOT
+        )
+    try:
+        said = (folder / "out").read_text
+        assert until(lambda: server.poll() is not None or is_there(server, said()), 120)
+        server.send_signal(SIGNALS[name])
+        status = server.wait(ENDS_WITHIN_S)
+    finally:
+        if server.is_running():
+            server.kill()
+    assert "ready after" not in said()
+    assert (folder / "err").read_text() == "stopped before it was ready\n"
+    assert status == 128 + SIGNALS[name]
+    assert traces.left() == []
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_as_it_begins_to_listen_is_obeyed(name, traces):
+    """One signal ends the server also before uvicorn listens (KServe: REST goes on)."""
     ports = ["--http_port", str(free_port()), "--grpc_port", str(free_port())]
     server = subprocess.Popen(
-        [sys.executable, "-m", "model.kserve_server", *ports],
+        [sys.executable, "-m", "model.serving", *ports, *IN_PROCESS],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=os.environ | traces.env,
+        cwd=ROOT,
     )
     try:
-        assert any(line in said for said in server.stdout)
-        server.send_signal(number)
+        assert any("Started server process" in said for said in server.stdout)
+        server.send_signal(SIGNALS[name])
         said = server.communicate(timeout=ENDS_WITHIN_S)[0]
     finally:
         server.kill()
-    assert "Traceback" not in said and "ready after" not in said
+    assert "Traceback" not in said and server.returncode == 0
+    assert traces.left() == []

@@ -23,20 +23,26 @@ import psutil
 import pytest
 import requests
 
-from model import shapes
-from model.bench import load, results
-from model.bench.load import RIGHT, Workload
-from model.options import free_port
+from model.alexnet import shapes
+from model.loadtest import records
+from model.loadtest.client import with_reference
+from model.loadtest.generator import closed_loop, open_loop
+from model.loadtest.load import Load
+from model.loadtest.run import LOST, RIGHT, Run
+from model.loadtest.server_process import ServerProcess, _model_name
+from model.loadtest.summary import interleaved, interval, summary
+from model.loadtest.workload import Workload
+from model.serving.machine import free_port
 from tests.conftest import needs_tool, until
 
 pytestmark = pytest.mark.alone
 
 LABELS = list(shapes.LABELS)
-WORK = Workload([label.encode() for label in LABELS], LABELS)  # Known reads them as pictures
+WORK = Workload([label.encode() for label in LABELS], LABELS)  # Known reads them as images
 
 
 def http(label: str, status: int = 200, headers: str = "") -> bytes:
-    """An answer that names one label."""
+    """A response that names one label."""
     body = json.dumps({"predictions": [[{"label": label, "probability": 0.75}]]})
     return f"HTTP/1.1 {status} So\r\n{headers}content-length: {len(body)}\r\n\r\n{body}".encode()
 
@@ -50,10 +56,10 @@ def chunked(label: str) -> bytes:
 
 
 class Known:
-    """A server in a thread, whose answers `reply` gives.
+    """A server in a thread, whose responses `reply` gives.
 
-    reply: number of the request, label of its picture -> what the generator should make of the
-    answer, its text, and how many seconds to wait before it.
+    reply: number of the request, label of its image -> what the generator should make of the
+    response, its text, and how many seconds to wait before it.
     """
 
     def __init__(self, reply: Callable[[int, str], tuple[str, bytes, float]], idle_s: float = 60):
@@ -92,7 +98,7 @@ class Known:
                 await asyncio.sleep(wait)
                 writer.write(text)
                 self.answered.append(time.time())
-                if kind == load.LOST:
+                if kind == LOST:
                     break
         writer.close()
 
@@ -110,14 +116,14 @@ def steady(seconds: float) -> Callable:
 def test_a_closed_loop_counts_what_the_server_counts():
     """All requests of the run and those of the window; Little's law; connections are kept."""
     with Known(steady(0.005)) as server:
-        run = load.closed_loop(server.url, WORK, 4, 1.5, warmup_s=0.5)
+        run = closed_loop(server.url, WORK, 4, 1.5, warmup_s=0.5)
     assert run.errors == {} and run.sent == server.kinds[RIGHT] == len(run.samples)
     start = run.began + 0.5
     within = sum(start <= moment < start + 1.5 for moment in server.answered)
     assert run.requests == pytest.approx(within, abs=4)
     assert run.throughput == run.requests / 1.5 and len(run.latencies) == run.requests
     assert server.connections == 4
-    assert run.under_way == pytest.approx(4, rel=0.05)
+    assert run.in_flight == pytest.approx(4, rel=0.05)
     assert run.littles_law() == pytest.approx(1, rel=0.05)
     assert run.quantile(0.5) == pytest.approx(4 / run.throughput, rel=0.1)
     assert run.quantile(0) == min(run.latencies) and run.quantile(1) == max(run.latencies)
@@ -129,7 +135,7 @@ def test_errors_are_counted_by_kind():
         RIGHT: chunked,
         "HTTP 503": lambda label: http(label, 503),
         "wrong label": lambda label: http("green " + label),
-        "unreadable answer": lambda label: http(label).replace(b"predictions", b"projections"),
+        "unreadable response": lambda label: http(label).replace(b"predictions", b"projections"),
         "not HTTP/1.1": lambda label: b"220 smtp.example.org\r\n\r\n",
         "connection lost": lambda label: http(label)[:-9] if label < "green" else b"",
         "timed out": lambda label: http("too late"),
@@ -139,7 +145,7 @@ def test_errors_are_counted_by_kind():
         kind = [*answers, RIGHT][number % (len(answers) + 1)]
         return kind, answers[kind](label), 0.6 * (kind == "timed out")
 
-    for loop, load_of in ((load.closed_loop, 3), (load.open_loop, 40)):
+    for loop, load_of in ((closed_loop, 3), (open_loop, 40)):
         with Known(reply) as server:
             run = loop(server.url, WORK, load_of, 0.7, warmup_s=0.2, timeout_s=0.3)
         assert run.errors == server.kinds - Counter({RIGHT: server.kinds[RIGHT]})
@@ -149,30 +155,30 @@ def test_errors_are_counted_by_kind():
         assert right == server.kinds[RIGHT] and len(run.latencies) < run.requests
 
 
-def test_no_error_when_a_connection_ends_unused():
+def test_no_error_when_an_idle_connection_is_closed():
     """A server may close what it keeps too long, or say that it closes: then a new one is made."""
     with Known(steady(0), idle_s=0.02) as server:
-        run = load.open_loop(server.url, WORK, 30, 1, connections=1, warmup_s=0)
-    crossed = run.errors.pop(load.LOST, 0)  # sent in the very moment in which the server closed
+        run = open_loop(server.url, WORK, 30, 1, connections=1, warmup_s=0)
+    crossed = run.errors.pop(LOST, 0)  # sent in the very moment in which the server closed
     assert run.errors == {} and crossed <= 2 and run.sent > 20 and server.connections > 10
     closing = (RIGHT, http(LABELS[0], headers="Connection: close\r\n"), 0)
     with Known(lambda number, label: closing) as server:
         work = Workload([b"anything"], LABELS[:1])
-        run = load.closed_loop(server.url, work, 2, 0.3, warmup_s=0)
+        run = closed_loop(server.url, work, 2, 0.3, warmup_s=0)
     assert run.errors == {} and run.sent == server.connections > 10
 
 
 def test_a_server_that_is_not_there():
-    """Refused connections are counted, and not sought without end."""
-    run = load.closed_loop(f"http://127.0.0.1:{free_port()}/", WORK, 2, 0.5, warmup_s=0)
+    """Refused connections are counted, and not tried without end."""
+    run = closed_loop(f"http://127.0.0.1:{free_port()}/", WORK, 2, 0.5, warmup_s=0)
     assert run.errors == {"connection refused": run.sent} and 2 <= run.sent <= 2 * 0.5 / 0.05 + 2
     assert run.throughput == 0 and math.isnan(run.quantile(0.5))
 
 
-def test_what_cannot_be_sent_is_counted_too():
+def test_requests_that_cannot_be_sent_are_counted_too():
     """A server that answers nothing: the run ends all the same, and no request drops out."""
     with Known(lambda number, label: (RIGHT, b"", 60)) as server:
-        run = load.open_loop(server.url, WORK, 40, 1, connections=2, warmup_s=0, timeout_s=0.8)
+        run = open_loop(server.url, WORK, 40, 1, connections=2, warmup_s=0, timeout_s=0.8)
     assert max(sample.done for sample in run.samples) < 1 + 0.8 + 0.2
     assert run.errors["timed out"] == run.sent == server.kinds[RIGHT] >= 4
     assert run.errors["never sent"] > 20 and run.requests == sum(run.errors.values())
@@ -182,9 +188,7 @@ def test_what_cannot_be_sent_is_counted_too():
 def test_the_open_loop_keeps_its_moments():
     """Poisson arrivals, the same for the same seed, and sent when due where nothing hinders."""
     with Known(lambda number, label: (RIGHT, http(label), 0.05)) as server:
-        runs = [
-            load.open_loop(server.url, WORK, 200, 0.5, warmup_s=0, seed=seed) for seed in (1, 1, 2)
-        ]
+        runs = [open_loop(server.url, WORK, 200, 0.5, warmup_s=0, seed=seed) for seed in (1, 1, 2)]
     dues = [sorted(sample.due for sample in run.samples) for run in runs]
     assert dues[0] == dues[1] != dues[2] and max(map(max, dues)) < 0.5
     for run, due in zip(runs, dues, strict=True):
@@ -207,7 +211,7 @@ def test_a_stall_shows_from_the_intended_time_only():
         return RIGHT, http(label), 0
 
     with Known(reply) as server:
-        run = load.open_loop(server.url, WORK, 150, 2, connections=2, warmup_s=0.2)
+        run = open_loop(server.url, WORK, 150, 2, connections=2, warmup_s=0.2)
     assert run.errors == {}
     start, end = (moment - run.began for moment in stall)
     within = [sample for sample in run.samples if start < sample.due < end]
@@ -225,9 +229,9 @@ def test_answers_are_compared_with_the_reference():
     ]
     work = Workload([b"p", b"q"], ["red star"] * 2, [entries, entries[::-1]])
 
-    def judge(picture: int, *answer: tuple[str, float]) -> tuple[str, float]:
+    def judge(image: int, *answer: tuple[str, float]) -> tuple[str, float]:
         found = [{"label": label, "probability": number} for label, number in answer]
-        return work.judge(picture, json.dumps({"predictions": [found]}).encode())
+        return work.judge(image, json.dumps({"predictions": [found]}).encode())
 
     assert judge(0, ("red star", 0.7), ("red circle", 0.2)) == (RIGHT, 0)
     assert judge(0, ("red star", 0.6), ("red circle", 0.25)) == (RIGHT, pytest.approx(0.1))
@@ -235,43 +239,52 @@ def test_answers_are_compared_with_the_reference():
     assert judge(0, ("blue star", 0.7)) == ("wrong label", pytest.approx(0.5))
     assert judge(1, ("red star", 0.7))[0] == "not the reference's label"
     for bad in (b"", b"[]", b"{}", b'{"predictions": [[]]}', b'{"predictions": [[], []]}'):
-        assert work.judge(0, bad) == ("unreadable answer", 0)
+        assert work.judge(0, bad) == ("unreadable response", 0)
 
 
-def test_refuses_what_makes_no_sense():
-    """A load that cannot be run is refused before anything is sent."""
+def test_arguments_that_make_no_sense_raise():
+    """ValueError, before anything is sent."""
     for url, clients, seconds in (("https://x/", 1, 1), ("http://x/", 0, 1), ("http://x/", 1, 0)):
         with pytest.raises(ValueError):
-            load.closed_loop(url, WORK, clients, seconds)
+            closed_loop(url, WORK, clients, seconds)
     with pytest.raises(ValueError):
-        load.open_loop("http://x/", WORK, 0, 1)
+        open_loop("http://x/", WORK, 0, 1)
+
+
+def test_the_name_of_the_first_model_is_read_off_the_command_line():
+    """`--model_name`, or NAME of NAME=MODULE:CLASS; what is set for a model is none."""
+    assert _model_name(()) == "custom-model"
+    assert _model_name(("--model_name", "mine", "app:Model", "--set", "a=b:c")) == "mine"
+    assert _model_name(("--workers", "2", "a=app.models:Model", "b=app:Other")) == "a"
 
 
 def test_the_generator_lives_apart():
     """It imports nothing heavy, works under a running event loop, and ends with its caller."""
     heavy = "{'torch', 'kserve', 'ray', 'requests'} & set(sys.modules)"
-    code = f"import sys; import model.bench.load; sys.exit(str({heavy} or ''))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).stderr.strip() == b""
+    code = f"import sys; from model.loadtest import load; load.main(); sys.exit(str({heavy} or ''))"
+    load = pickle.dumps(Load("http://127.0.0.1:9/", WORK, 1, None, 0.1, warmup_s=0))
+    done = subprocess.run([sys.executable, "-c", code], input=load, capture_output=True)
+    assert pickle.loads(done.stdout).sent > 0 and done.stderr.strip() == b""
 
-    async def in_a_loop() -> load.Run:
-        return load.closed_loop(server.url, WORK, 1, 0.2, warmup_s=0)
+    async def in_a_loop() -> Run:
+        return closed_loop(server.url, WORK, 1, 0.2, warmup_s=0)
 
     def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
     def generators() -> list[psutil.Process]:
         ours = [process for process in me.children(recursive=True) if alive(process)]
-        return [process for process in ours if "load._main()" in " ".join(process.cmdline())]
+        return [process for process in ours if "load.main()" in " ".join(process.cmdline())]
 
     me = psutil.Process()
     with Known(steady(0.001)) as server:
         assert asyncio.run(in_a_loop()).sent > 0
         threading.Timer(0.7, os.kill, (me.pid, signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            load.closed_loop(server.url, WORK, 1, 60)
+            closed_loop(server.url, WORK, 1, 60)
         assert until(lambda: not generators(), 5)
-        code = "import pickle, sys; from model.bench import load; url, work = "
-        code += "pickle.load(sys.stdin.buffer); load.closed_loop(url, work, 1, 60)"
+        code = "import pickle, sys; from model.loadtest.generator import closed_loop; url, work = "
+        code += "pickle.load(sys.stdin.buffer); closed_loop(url, work, 1, 60)"
         caller = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
         caller.stdin.write(pickle.dumps((server.url, WORK)))
         caller.stdin.close()
@@ -281,35 +294,42 @@ def test_the_generator_lives_apart():
         assert until(lambda: not alive(generator), 5)
 
 
-def test_records_of_a_real_server(plain, tmp_path):
-    """The plain server: all answers right, every request of theirs and ours the same number."""
+def test_records_of_a_real_server(tmp_path):
+    """The plain server: all responses right, and as many requests as it counts itself."""
+    with ServerProcess("model.basics.kserve_server") as plain:
+        _check_records(plain, tmp_path)
 
+
+def _check_records(plain: ServerProcess, tmp_path: Path) -> None:
     def count() -> float:
         name = r'request_predict_seconds_count\{model_name="custom-model"\} (.*)'
         return float(re.search(name, requests.get(f"{plain.url}/metrics").text)[1])
 
-    work, before = Workload.drawn(4).referenced(plain), count()
+    work, before = with_reference(Workload.drawn(4), plain), count()
     more = {"seconds": 1.2, "warmup_s": 0.3}
-    records = [results.measure(plain, "plain", work, clients=2, **more)]
-    records += [results.measure(plain, "plain", work, rate=5, **more)]
-    assert count() - before == sum(record["sent"] for record in records)
-    for record in records:
+    found = [records.measure(plain, "plain", work, clients=2, **more)]
+    found += [records.measure(plain, "plain", work, rate=5, **more)]
+    assert count() - before == sum(record["sent"] for record in found)
+    for record in found:
         assert record["errors"] == record["wrong"] == 0 and record["distance"] < 1e-5
-        assert record["settings"] == "model.kserve_server" and record["kserve"].startswith("0.")
+        assert record["settings"] == plain.module and record["kserve"].startswith("0.")
         assert record["memory"] > 1e8 and record["replicas_cpu"] == record["ray_cpu"] == 0
         assert 0 < record["client_cpu"] < record["server_cpu"] / 10
         assert record["p50_ms"] <= record["p95_ms"] <= record["p99_ms"]
-    assert records[0]["under_way"] == pytest.approx(2, rel=0.05)
+    assert found[0]["in_flight"] == pytest.approx(2, rel=0.05)
     path = tmp_path / "records.jsonl"
-    results.append(path, records[:1])
-    results.append(path, records[1:])
-    assert results.read(path) == records
+    records.append(path, found[:1])
+    records.append(path, found[1:])
+    assert records.read(path) == found
     for private in (socket.gethostname(), str(Path.home()), str(Path.cwd())):
         assert private not in path.read_text()
     with pytest.raises(TypeError):
-        results.measure(plain, "plain", work)
-    url = f"{plain.url}/v1/models/{plain.name}:predict"
-    run = load.closed_loop(url, work, 2, 1, warmup_s=0, keep_headers=True)
+        records.measure(plain, "plain", work)
+
+
+def test_headers_of_a_server_that_tells_what_it_did(replicas):
+    """With keep_headers a run has those of every right response, on the clock of its own times."""
+    run = closed_loop(replicas.predict, Workload.drawn(4), 2, 1, warmup_s=0, keep_headers=True)
     assert len(run.headers) == len(run.latencies) > 0
     for kept in run.headers:
         assert kept["x-worker"]
@@ -318,7 +338,7 @@ def test_records_of_a_real_server(plain, tmp_path):
 
 def test_cpu_of_replicas_is_told_apart(replicas):
     """Behind Ray, the work is that of the replicas; KServe's process and Ray use some as well."""
-    record = results.measure(replicas, "two", Workload.drawn(4), 1, clients=4, warmup_s=0.5)
+    record = records.measure(replicas, "two", Workload.drawn(4), 1, clients=4, warmup_s=0.5)
     assert record["errors"] == 0 and record["distance"] is None
     assert "--num_replicas 2" in record["settings"] and "port" not in record["settings"]
     assert record["replicas_cpu"] > record["server_cpu"] > 0 and record["ray_cpu"] > 0
@@ -335,12 +355,12 @@ def test_summary_and_interval():
         return made | dict.fromkeys(keys, draw.normal(middle, 5))
 
     few, many = ([record("a", 100) for _ in range(n)] for n in (7, 40))
-    rows = results.summary(few + [record("b", 50)])
+    rows = summary(few + [record("b", 50)])
     assert [(row["variant"], row["runs"], row["errors"]) for row in rows] == [
         ("a", 7, 7),
         ("b", 1, 1),
     ]
-    (wide, single), (narrow,) = rows, results.summary(many, key=("variant", "clients"))
+    (wide, single), (narrow,) = rows, summary(many, key=("variant", "clients"))
     assert "rate" in wide and "rate" not in narrow
     for name in keys:
         for row in (wide, narrow, single):
@@ -353,7 +373,7 @@ def test_summary_and_interval():
 
 def test_interleaved():
     """Each round holds every variant, every second round backwards."""
-    order = [f"{number}{variant}" for number, variant in results.interleaved("abc", 3)]
+    order = [f"{number}{variant}" for number, variant in interleaved("abc", 3)]
     assert order == ["0a", "0b", "0c", "1c", "1b", "1a", "2a", "2b", "2c"]
 
 
@@ -378,8 +398,8 @@ end
 def test_agrees_with_wrk(tmp_path):
     """The same requests of 115 kB to the same server: throughput and p50 as wrk measures them."""
     needs_tool("wrk")
-    pictures = [label.encode().ljust(86_000, b"\0") for label in LABELS]
-    work = Workload(pictures, LABELS)
+    images = [label.encode().ljust(86_000, b"\0") for label in LABELS]
+    work = Workload(images, LABELS)
     for i, body in enumerate(work.bodies, 1):
         (tmp_path / str(i)).write_bytes(body)
     script = tmp_path / "wrk.lua"
@@ -393,16 +413,16 @@ def test_agrees_with_wrk(tmp_path):
         return throughput, p50
 
     def ours() -> tuple[float, float]:
-        run = load.closed_loop(server.url, work, 4, 0.7, warmup_s=0.1)
+        run = closed_loop(server.url, work, 4, 0.7, warmup_s=0.1)
         assert run.errors == {}
         return run.throughput, run.quantile(0.5)
 
     found = {wrk: [], ours: []}
     with Known(steady(0.01)) as server:
-        for _, tool in results.interleaved([wrk, ours], 7):
+        for _, tool in interleaved([wrk, ours], 7):
             found[tool].append(tool())
     differences = np.log(np.array(found[ours]) / np.array(found[wrk])).T  # pair by pair
     for name, values in zip(("throughput", "p50"), differences, strict=True):
-        low, high = results.interval(values)
+        low, high = interval(values)
         print(f"{name}: {np.median(values):+.1%} from wrk's, interval {low:+.1%} to {high:+.1%}")
         assert abs(np.median(values)) < 0.05 or low <= 0 <= high

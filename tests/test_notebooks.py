@@ -1,10 +1,13 @@
 """Every notebook runs from top to bottom, its exercises too, and leaves no process and no file."""
 
+import ast
 import copy
 import inspect
 import os
+import re
 import subprocess
 import sys
+import textwrap
 
 import nbformat
 import pytest
@@ -20,8 +23,6 @@ NOTEBOOKS = [
 ]
 WRONG = {
     "scale_hello": "def scale_hello(replicas):\n    return hello  # two replicas, as before",
-    "my_v2_body": "def my_v2_body(pictures):\n    return {'inputs': []}",
-    "busy_at_once": "def busy_at_once(spans):\n    return len(spans)",
     "clients_needed": "def clients_needed(rate, latency):\n    return round(rate * latency)",
     "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
     "batches": "def batches(waiting, free, largest):\n    return [min(waiting, largest)]",
@@ -30,7 +31,15 @@ WRONG = {
     "bounded": "def bounded(rate, wait_s):\n    return ['--max_queued_requests', '100']",
     "replicas_needed": "def replicas_needed(rate, s, share):\n    return round(rate * s)",
     "container_cpus": "def container_cpus(replicas, cpus):\n    return int(replicas * cpus)",
-    "four_replicas": "def four_replicas():\n    return ['--num_replicas', '4', '--threads', '2']",
+}
+# Exercises that are files: how the cell begins that writes it, and what makes a solution wrong.
+FILES = {
+    "sentiment": "%%writefile {folder}/sentiment.py",
+    "three_steps": "%%writefile {folder}/my_server.py",
+}
+WRONG_FILES = {
+    "sentiment": [("sum(", "len("), ("raise InvalidInput", "raise ValueError")],
+    "three_steps": [("num_replicas=2", "num_replicas=1")],
 }
 
 
@@ -51,29 +60,49 @@ def test_notebook(path, traces, tmp_path_factory):
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider", file],
         cwd=ROOT,
-        env=os.environ | traces.env | {"PYTHONPATH": str(path.parent)},
+        env=os.environ | traces.env,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert ran.returncode == 0, ran.stdout
     executed = nbformat.read(file, as_version=4).cells
-    told = [cell.outputs[0].text for cell in executed if exercises([cell])]
-    assert [text.split(":")[0] for text in told] == ["not yet", "not yet", "right"] * len(names)
+    told = [verdict(cell) for cell in executed if exercises([cell])]
+    expected = [["not yet"] * len(solutions_of(name)) + ["right"] for name in names]
+    assert told == sum(expected, [])
     assert traces.left() == []
 
 
 def exercises(cells: list[nbformat.NotebookNode]) -> list[str]:
     """The names of the functions that the cells' checks take, in order."""
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
-    return [name for source in sources for name in WRONG if f"lesson.check_{name}(" in source]
+    names = [*WRONG, *FILES]
+    return [name for source in sources for name in names if f"check_{name}(" in source]
+
+
+def verdict(cell: nbformat.NotebookNode) -> str:
+    """What the check of an exercise says, up to the colon; it may say before that a server runs."""
+    text = "".join(output.get("text", "") for output in cell.outputs)
+    return re.search(r"^(not yet|right):", text, re.MULTILINE)[1]
+
+
+def solutions_of(name: str) -> list[str]:
+    """Cells that solve an exercise: wrongly, once or more, and at last rightly."""
+    source = inspect.getsource(getattr(solutions, name))
+    if name in WRONG:
+        return [WRONG[name], source]
+    first = ast.parse(source).body[0].body[1].lineno - 1  # below the docstring stands the file
+    file = textwrap.dedent("".join(source.splitlines(keepends=True)[first:]))
+    wrong = [file.replace(*change) for change in WRONG_FILES[name]]
+    assert file not in wrong, "a change finds nothing to change"
+    return [f"{FILES[name]}\n{text}" for text in (*wrong, file)]
 
 
 def attempts(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cell; where it checks an exercise, also a wrong attempt and a right one, each checked."""
+    """The cell; where it checks an exercise, also wrong attempts and a right one, each checked."""
     found = [cell]
     for name in exercises([cell]):
-        for attempt in (WRONG[name], inspect.getsource(getattr(solutions, name))):
+        for attempt in solutions_of(name):
             check = copy.deepcopy(cell)
             check.id = nbformat.v4.new_code_cell().id
             found += [nbformat.v4.new_code_cell(attempt), check]
@@ -92,4 +121,4 @@ def test_every_solution_belongs_to_an_exercise():
     """No solution without its exercise, and none missing."""
     found = [name for path in PATHS for name in exercises(nbformat.read(path, as_version=4).cells)]
     written = [name for name, thing in vars(solutions).items() if inspect.isfunction(thing)]
-    assert sorted(found) == sorted(written) == sorted(WRONG)
+    assert sorted(found) == sorted(written) == sorted([*WRONG, *FILES])

@@ -1,12 +1,13 @@
-"""Certificates, tokens, and what no server takes from strangers."""
+"""Certificates, tokens, and who may join a server's Ray cluster."""
 
 import datetime
 import ipaddress
-import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -19,16 +20,16 @@ from cryptography.x509.oid import NameOID
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from model.bench import client
-from model.bench.server import ServerProcess
-from model.options import free_port
+from model.loadtest.bodies import v1_body
+from model.loadtest.server_process import ServerProcess
+from model.serving.machine import free_port
 from tests.conftest import ROOT, run, until
 from tests.samples import GOOD
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> tuple[Path, Path]:
-    """Files of a certificate for 127.0.0.1 that we sign ourselves, and of its key."""
+    """The files of a self-signed certificate for 127.0.0.1 and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -58,19 +59,19 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     return files
 
 
-@pytest.mark.parametrize("module", ["model.kserve_server", "model.ray_server"])
-def test_tls(module, certificate, tmp_path, local):
-    """With a certificate HTTP and gRPC are encrypted, and neither is to be had in clear."""
+@pytest.mark.parametrize("options", [("--in_process",), ("--num_replicas", "1")], ids=" ".join)
+def test_tls(options, certificate, tmp_path):
+    """With a certificate, HTTP and gRPC are encrypted, and neither is available unencrypted."""
     http, grpc_ = free_port(), free_port()
-    command = [sys.executable, "-m", module, "--http_port", str(http), "--grpc_port", str(grpc_)]
+    command = [sys.executable, "-m", "model.serving", *options]
+    command += ["--http_port", str(http), "--grpc_port", str(grpc_)]
     command += ["--ssl_certfile", str(certificate[0]), "--ssl_keyfile", str(certificate[1])]
-    command += ["--num_replicas", "1"] if module == "model.ray_server" else []
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         assert until(lambda: "ready after" in (tmp_path / "log").read_text(), 60)
         url = f"https://127.0.0.1:{http}/v1/models/custom-model:predict"
-        body, verify = client.v1_body([GOOD]), str(certificate[0])
+        body, verify = v1_body([GOOD]), str(certificate[0])
         predictions = requests.post(url, json=body, verify=verify, timeout=30).json()["predictions"]
         assert predictions[0][0]["label"] == "red star"
         with pytest.raises(requests.exceptions.SSLError):
@@ -89,39 +90,72 @@ def test_tls(module, certificate, tmp_path, local):
 
 
 def test_half_a_certificate(certificate):
-    """A certificate without its key, or that is not there, is told in a sentence."""
-    half = run("model.kserve_server", "--ssl_certfile", str(certificate[0]))
+    """A certificate without its key, or that cannot be read, ends the start with a sentence."""
+    half = run("model.serving", "--in_process", "--ssl_certfile", str(certificate[0]))
     assert half.returncode == 1 and "belong together" in half.stderr
-    nowhere = run("model.kserve_server", "--ssl_certfile=a.crt", "--ssl_keyfile=a.key")
+    files = ("--ssl_certfile=a.crt", "--ssl_keyfile=a.key")
+    nowhere = run("model.serving", "--in_process", *files)
     assert nowhere.returncode == 1 and "a.crt cannot be read" in nowhere.stderr
 
 
-def test_a_token_is_asked_for():
-    """The example of a check of one's own: 401 without the token; probes need none."""
-    token = "f0" * 32
+TOKEN = "f0" * 32
+TOKEN_SERVER = ("deploy.token_server", "--in_process", "--enable_grpc", "false")
+
+
+@pytest.fixture(scope="module")
+def token_server() -> Iterator[ServerProcess]:
+    """The example of authentication, with a token."""
+    with ServerProcess(*TOKEN_SERVER, MODEL_TOKEN=TOKEN, PYTHONPATH=str(ROOT)) as server:
+        yield server
+
+
+def test_a_token_is_required(token_server):
+    """401 without the right one, also for the repository's API; probes and metrics need none."""
+    for given, status in ((f"Bearer {TOKEN}", 200), ("Bearer no", 401), (TOKEN, 401), ("", 401)):
+        headers = {"Authorization": given}
+        body = v1_body([GOOD])
+        response = requests.post(token_server.predict, json=body, headers=headers, timeout=30)
+        assert response.status_code == status
+    assert response.json()["error"].startswith("send the token")
+    assert response.headers["www-authenticate"] == "Bearer"
+    for path, status in {
+        "/v2/health/live": 200,
+        "/v2/health/ready": 200,
+        "/v2/models/custom-model/ready": 200,
+        "/metrics": 200,
+        "/v2/models/custom-model": 401,
+        "/v1/models": 401,
+        "/openapi.json": 401,
+        "/v2/health/live/": 401,
+        "//v2/health/live": 401,
+    }.items():
+        response = requests.get(token_server.url + path, timeout=10, allow_redirects=False)
+        assert response.status_code == status, path
+    assert TOKEN not in token_server.log.read_text()
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
+def test_the_token_is_checked_before_the_body_is_read(token_server, length):
+    """A client with a wrong token that withholds its body has its 401 at once."""
+    host, port = token_server.url.removeprefix("http://").split(":")
+    path = token_server.predict.removeprefix(token_server.url)
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer no\r\n{length}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_token_server_without_a_token_does_not_start():
+    """Nor one whose gRPC would be open."""
     env = {"PYTHONPATH": str(ROOT)}
-    assert "MODEL_TOKEN" in run("deploy.token_server", "--enable_grpc", "false", **env).stderr
-    open_ = run("deploy.token_server", MODEL_TOKEN=token, **env)
-    assert "open to all" in open_.stderr
-    options = ("--enable_grpc", "false")
-    with ServerProcess("deploy.token_server", *options, MODEL_TOKEN=token, **env) as server:
-        body = client.v1_body([GOOD])
-        for given, status in (
-            (f"Bearer {token}", 200),
-            ("Bearer no", 401),
-            (token, 401),
-            ("", 401),
-        ):
-            headers = {"Authorization": given}
-            answer = requests.post(server.predict, json=body, headers=headers, timeout=30)
-            assert answer.status_code == status
-        assert json.loads(answer.text)["error"].startswith("send the token")
-        assert requests.get(f"{server.url}/v2/health/live", timeout=10).status_code == 200
-        assert token not in server.log.read_text()
+    without = run(*TOKEN_SERVER, **env)
+    assert without.returncode == 1 and "MODEL_TOKEN" in without.stderr
+    open_ = run(*TOKEN_SERVER[:2], MODEL_TOKEN=TOKEN, **env)
+    assert open_.returncode == 1 and "gRPC would be open to all" in open_.stderr
 
 
 def test_nobody_joins_a_cluster_without_its_token(replicas):
-    """Who joins a Ray cluster can run code on it: also from this machine only with the token."""
+    """Whoever joins a Ray cluster can run code on it: even on this machine it takes the token."""
     address = re.search(r"Ray at (\S+),", replicas.log.read_text())[1]
     join = f"import ray; ray.init({address!r}); print(ray.get(ray.put('inside')))"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

@@ -1,12 +1,16 @@
-"""Models without a network, which the tests make wait, fail and die."""
+"""Models that compute nothing, which the tests make wait, fail and crash."""
 
 import asyncio
 import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
+
+from model.serving.replica import Replica
 
 
 class Tiny(Model):
@@ -31,10 +35,6 @@ class Tiny(Model):
         self.ready = True
         return self.ready
 
-    async def healthy(self) -> bool:
-        """Not when it could not load again."""
-        return not (self.folder / "broken").exists()
-
     async def predict(self, payload, headers=None, response_headers=None):
         """The replica's process id, when the request lets it answer."""
         if isinstance(payload, InferRequest):
@@ -44,7 +44,7 @@ class Tiny(Model):
             return InferResponse("tiny", self.name, [pid])
         (order,) = payload["instances"]
         if order == "refuse":
-            raise InvalidInput("there is no such picture")
+            raise InvalidInput("there is no such image")
         if isinstance(order, dict):
             await self._wait_for(order["until"])
         return {"predictions": [os.getpid()]}
@@ -55,25 +55,43 @@ class Tiny(Model):
             await asyncio.sleep(0.02)
 
     async def explain(self, payload, headers=None):
-        """An answer that no prediction looks like."""
+        """A response that no prediction looks like."""
         return {"explanations": ["because"]}
 
 
-class Stopping:
-    """A model whose thread waits until it may `go`."""
+class TinyReplica(Replica):
+    """A replica of Tiny that answers both: ReplicaPool, and KServe's RayModel as Tiny itself would.
 
-    progressed = 0.0
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
+    So a test shows the two side by side on the same replica.
+    """
 
     def load(self) -> None:
-        """Nothing to load."""
+        """Load; at each further call, which only RayModel makes, load again."""
+        if self._model is None:
+            super().load()
+        else:
+            self._model.load()
 
-    def use_threads(self) -> None:
-        """Nothing to set."""
+    async def __call__(self, body: Any, headers: dict | None = None) -> tuple[Any, dict]:
+        """What RayModel calls."""
+        return await self._model(body, headers)
 
-    def answer_all(self, batch: list) -> list:
-        """The batch itself, when it may."""
-        self.go.wait(10)
-        return batch
+
+class Busy(Model):
+    """Takes as many seconds of its thread as the instance of a request says; its process id."""
+
+    def predict(self, payload, headers=None):
+        """Without a pause, as a forward pass is."""
+        time.sleep(payload["instances"][0])
+        return {"predictions": [os.getpid()]}
+
+
+class Stopping(Model):
+    """Its batches take until the test lets them `go`."""
+
+    go = threading.Event()
+
+    def predict_batch(self, inputs: list) -> list:
+        """The inputs themselves, when it may."""
+        self.go.wait(20)
+        return inputs

@@ -1,0 +1,63 @@
+"""Requests to notebook 3's text model, which returns who worked on a request, and when."""
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import requests
+from kserve import InferenceGRPCClient, InferInput, InferRequest
+
+from model.course.parallel import Response
+from model.faults.observe import replicas
+from model.loadtest.server_process import ServerProcess
+
+TIMEOUT_S = 60
+REVIEW = "The acting was wonderfull, the music beautiful, but the ending terible and far too long."
+MANY = {"instances": [{"text": REVIEW}] * 300}  # a V1 request that takes some tenths of a second
+
+
+def send_at_once(server: ServerProcess, count: int) -> list[Response]:
+    """Send the request MANY so many times at the same moment, and wait for all responses.
+
+    The workers of the responses are process ids. Raises requests.HTTPError when one is not 200.
+    """
+
+    def send(_: int) -> Response:
+        sent = time.time()
+        response = requests.post(server.predict, json=MANY, timeout=TIMEOUT_S)
+        received = time.time()
+        response.raise_for_status()
+        first = response.json()["predictions"][0]
+        return Response(sent, received, str(first["process"]), first["started"], first["finished"])
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(send, range(count)))
+
+
+async def over_grpc(server: ServerProcess, texts: list[str]) -> str:
+    """Send texts in V2 over gRPC. Returns their scores, or the error, in words."""
+    text = InferInput("text", [len(texts)], "BYTES")
+    text.set_data_from_numpy(np.array([t.encode() for t in texts], dtype=object))
+    request = InferRequest(model_name=server.name, infer_inputs=[text])
+    client = InferenceGRPCClient(server.grpc)
+    logging.disable()  # the client logs each error with its traceback
+    try:
+        response = await client.infer(request, timeout=TIMEOUT_S)
+        return f"scores {response.get_output_by_name('score').as_numpy().tolist()}"
+    except grpc.aio.AioRpcError as error:
+        return f"{error.code().name}: {error.details()}"
+    finally:
+        logging.disable(logging.NOTSET)
+        await client.close()
+
+
+def wait_until_at_work(server: ServerProcess) -> None:
+    """Wait until each of its replicas has used some CPU time; RuntimeError after 30 seconds."""
+    idle = {replica: sum(replica.cpu_times()[:2]) for replica in replicas(server)}
+    end = time.monotonic() + 30
+    while any(sum(replica.cpu_times()[:2]) < before + 0.05 for replica, before in idle.items()):
+        if time.monotonic() > end:
+            raise RuntimeError("a replica does not work on any request")
+        time.sleep(0.01)

@@ -1,0 +1,60 @@
+"""Shows code, differences, tables, and the reader's predictions beside what was measured."""
+
+import difflib
+import inspect
+import math
+import sys
+import textwrap
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from IPython.display import Markdown
+from tqdm import tqdm
+
+
+def code(thing: Any) -> Markdown:
+    """The source of a module, class or function, as it stands in the repository."""
+    return Markdown(f"```python\n{textwrap.dedent(inspect.getsource(thing)).strip()}\n```")
+
+
+def diff(old: ModuleType, new: ModuleType) -> Markdown:
+    """The changes that lead from one module's source to the other's."""
+    texts = [inspect.getsource(module).splitlines() for module in (old, new)]
+    names = [Path(module.__file__).name for module in (old, new)]
+    lines = difflib.unified_diff(*texts, *names, lineterm="", n=2)
+    return Markdown("```diff\n" + "\n".join(lines) + "\n```")
+
+
+def table(rows: Iterable[dict[str, Any]]) -> Markdown:
+    """A table of rows that all have the same keys, which become its head.
+
+    Floats are rounded to three significant digits.
+    """
+    rows = list(rows)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(map(rounded, row.values())) + " |" for row in rows]
+    return Markdown("\n".join(lines))
+
+
+def rounded(value: Any) -> str:
+    """A float with three significant digits, in decimal notation; anything else as `str` has it."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    return format(Decimal(f"{value:.3g}"), "f")
+
+
+def compare(prediction: Any, measured: Any, unit: str = "") -> None:
+    """Print the reader's prediction beside the measurement.
+
+    prediction: None where the reader has made none.
+    """
+    said = "no prediction yet" if prediction is None else f"you predicted {prediction}"
+    print(f"{said}; measured: {rounded(measured)} {unit}".strip())
+
+
+def progress(steps: Iterable, what: str) -> Iterable:
+    """The same steps, with a line that counts them while the reader waits."""
+    return tqdm(steps, desc=what, bar_format="{desc}: {n_fmt} in {elapsed}", file=sys.stdout)

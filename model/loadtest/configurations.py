@@ -1,0 +1,76 @@
+"""The configurations that the ladder compares, from a plain server to the fastest, and peers.
+
+After the stock servers comes ours with what they have; from then on each configuration adds one
+optimisation. Then two that do without Ray.
+"""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from model.loadtest.server_process import ServerProcess
+from model.serving.machine import cores
+
+N = min(cores(), 8)
+PLAIN, STOCK, OURS = "model.basics.kserve_server", "model.loadtest.stock", "model.serving"
+PEERS_PYTHON = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+ONE_THREAD = MappingProxyType({"OMP_NUM_THREADS": "1"})  # torch's, a process
+
+
+class Configuration(NamedTuple):
+    """A server: its module, the options of its command line, environment variables."""
+
+    module: str
+    options: str = ""
+    env: Mapping[str, str] = MappingProxyType({})
+    python: str | Path = sys.executable
+
+    @property
+    def command(self) -> str:
+        """As a user would type it."""
+        variables = [f"{name}={value}" for name, value in self.env.items()]
+        return " ".join([*variables, f"python -m {self.module}", *shlex.split(self.options)])
+
+    def start(self) -> ServerProcess:
+        """Start the server and wait until it is ready; errors as of ServerProcess."""
+        options = shlex.split(self.options)
+        return ServerProcess(self.module, *options, python=self.python, **self.env)
+
+
+AS_STOCK = "--set memory_format=contiguous --access_log on"  # AlexNet's and KServe's own defaults
+DEFAULT = "no access log: the default"
+CONFIGURATIONS = {
+    "plain": Configuration(PLAIN),
+    "plain, one thread": Configuration(PLAIN, env=ONE_THREAD),
+    f"plain, {N} workers": Configuration(PLAIN, f"--workers {N}", ONE_THREAD),
+    "1 replica": Configuration(STOCK, "--num_replicas 1"),
+    f"{N} replicas": Configuration(STOCK, f"--num_replicas {N}"),
+    "64 requests at a replica": Configuration(
+        STOCK, f"--num_replicas {N} --max_ongoing_requests 64"
+    ),
+    "our serving layer": Configuration(OURS, f"--batching off {AS_STOCK}"),
+    "batches in the replica": Configuration(OURS, f"--batching replica {AS_STOCK}"),
+    "one call a batch": Configuration(OURS, AS_STOCK),
+    "channels last": Configuration(OURS, "--access_log on"),
+    DEFAULT: Configuration(OURS),
+    "bfloat16": Configuration(OURS, "--set precision=bfloat16"),
+    "in process with the batcher": Configuration(OURS, "--in_process"),
+    f"in process, {N} workers": Configuration(OURS, f"--in_process --workers {N}"),
+}
+
+PEERS = {  # other servers with the same model code, each at its best; `make peers`
+    f"{server}, {workers} workers, {precision}": Configuration(
+        f"model.loadtest.peers.{module}_server",
+        f"--workers {workers} --precision {precision} {more}",
+        python=PEERS_PYTHON,
+    )
+    for precision in ("float32", "bfloat16")
+    for server, module, workers, more in (
+        ("LitServe", "litserve", 1, "--max_batch_size 16 --batch_wait_ms 2"),
+        ("LitServe", "litserve", N, "--max_batch_size 16 --batch_wait_ms 2"),
+        ("FastAPI", "fastapi", N, ""),
+    )
+}

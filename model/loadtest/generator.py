@@ -1,0 +1,55 @@
+"""Loads a server as many clients would, checks every response, and records what was measured.
+
+A closed loop has N clients, each of which sends its next request when it has the response to the
+last: it finds how much a server can do. In an open loop requests arrive at a rate of their own,
+whether the server keeps up or not: it finds how long a user waits at that rate.
+
+A process of its own sends the requests, so that the caller's work does not disturb it and its CPU
+time can be told apart. It imports neither torch nor KServe nor Ray, and ends with its caller.
+"""
+
+import pickle
+import subprocess
+import sys
+
+from model.loadtest.load import Load
+from model.loadtest.run import Run
+from model.loadtest.workload import Workload
+
+
+def closed_loop(url: str, work: Workload, clients: int, seconds: float, **more) -> Run:
+    """Load `url` (of V1 predict) with `clients` that each wait for a response before they go on.
+
+    more: `warmup_s` (2) before the `seconds` that are measured; `timeout_s` (30) of a request,
+    and for all that is not done at the end; `keep_headers` (False); `watch`: process id -> name
+    of a group of processes, whose CPU time is measured too. Whatever goes wrong with a request is
+    counted. Raises ValueError for arguments that make no sense, and RuntimeError when the
+    generator itself fails.
+    """
+    return _generate(Load(url, work, clients, None, seconds, **more))
+
+
+def open_loop(
+    url: str, work: Workload, rate: float, seconds: float, *, connections: int = 256, **more
+) -> Run:
+    """Load `url` with `rate` requests a second at random moments (Poisson).
+
+    connections: at most so many requests are in flight; what is due beyond them is sent late.
+    more, errors: as for `closed_loop`, and `seed` (0) of the moments. asyncio's clock sends a
+    request up to 1 ms after it is due, which counts as latency.
+    """
+    return _generate(Load(url, work, connections, rate, seconds, **more))
+
+
+def _generate(load: Load) -> Run:
+    """Run the load in a process of its own, which an exception here (an interrupt) ends."""
+    process = subprocess.run(
+        [sys.executable, "-c", "from model.loadtest import load; load.main()"],
+        input=pickle.dumps(load),
+        capture_output=True,
+        timeout=load.end + load.timeout_s + 30,
+        start_new_session=True,  # an interrupt in the notebook is for the caller only
+    )
+    if process.returncode:
+        raise RuntimeError(f"the load generator failed: {process.stderr.decode()[-2000:]}")
+    return pickle.loads(process.stdout)

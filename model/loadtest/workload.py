@@ -1,0 +1,65 @@
+"""The requests of a load test, encoded once, and the check of each response."""
+
+import json
+from dataclasses import dataclass, field
+
+from model.alexnet import shapes
+from model.loadtest.bodies import v1_body
+from model.loadtest.run import RIGHT, WRONG
+
+
+@dataclass
+class Workload:
+    """V1 requests, and what a right response to each is.
+
+    images: encoded. labels: the right one for each. reference: V1 predictions for each image,
+    which those of responses are compared with; None: only labels are compared. images_per_request:
+    there are as many requests as images, the i-th holds the i-th image and those that follow.
+    """
+
+    images: list[bytes]
+    labels: list[str]
+    reference: list[list[dict]] | None = None
+    images_per_request: int = 1
+    bodies: list[bytes] = field(init=False, repr=False)  # JSON
+
+    def __post_init__(self) -> None:
+        requests = [[self.images[j] for j in self._of(i)] for i in range(len(self.images))]
+        self.bodies = [json.dumps(v1_body(images)).encode() for images in requests]
+
+    def _of(self, request: int) -> list[int]:
+        """The indices of a request's images."""
+        return [i % len(self.images) for i in range(request, request + self.images_per_request)]
+
+    @classmethod
+    def drawn(cls, count: int = 64, images_per_request: int = 1) -> "Workload":
+        """`count` different drawn images of about 100 kB, all labels in turn."""
+        labels = [shapes.LABELS[i % len(shapes.LABELS)] for i in range(count)]
+        images = [shapes.jpeg(label, seed) for seed, label in enumerate(labels)]
+        return cls(images, labels, images_per_request=images_per_request)
+
+    def judge(self, request: int, body: bytes) -> tuple[str, float]:
+        """(RIGHT or what is wrong with the body of a response, its distance from the reference).
+
+        The distance is the largest difference of a label's probability; a label that the response
+        does not name is taken to have the probability of the least probable that it names.
+        """
+        try:
+            predictions = json.loads(body)["predictions"]
+            pairs = zip(self._of(request), predictions, strict=True)
+            outcomes = [self._judge(image, prediction) for image, prediction in pairs]
+        except (ValueError, LookupError, TypeError):
+            return "unreadable response", 0.0
+        worst = next((outcome for outcome, _ in outcomes if outcome != RIGHT), RIGHT)
+        return worst, max(distance for _, distance in outcomes)
+
+    def _judge(self, image: int, prediction: list[dict]) -> tuple[str, float]:
+        expected = self.reference[image] if self.reference else []
+        found = {entry["label"]: entry["probability"] for entry in prediction}
+        top, least = prediction[0]["label"], min(found.values())
+        distances = [abs(it["probability"] - found.get(it["label"], least)) for it in expected]
+        if top != self.labels[image]:
+            outcome = WRONG[0]
+        else:
+            outcome = WRONG[1] if expected and top != expected[0]["label"] else RIGHT
+        return outcome, max(distances, default=0.0)

@@ -1,0 +1,65 @@
+"""KServe's application with our limits around it, made by one function wherever it runs."""
+
+import logging
+from typing import NamedTuple
+
+from kserve.logging import configure_logging, trace_logger
+from kserve.logging import logger as kserve_logger
+from kserve.model_repository import ModelRepository
+from kserve.model_server import app
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import RESTServer
+
+from model.serving.admission import Admission
+from model.serving.batched_model import BatchedModel
+from model.serving.config import ServerConfig
+from model.serving.dataplane import ClosedRepository, StrictDataPlane
+from model.serving.errors import add_handlers
+from model.serving.http import HttpMiddleware
+
+
+class Application(NamedTuple):
+    """What serves the models: over HTTP as an ASGI application, and what gRPC needs beside it."""
+
+    asgi: HttpMiddleware
+    dataplane: StrictDataPlane
+    repository: ModelRepositoryExtension
+    admission: Admission
+
+
+def create_application(models: list[BatchedModel], config: ServerConfig) -> Application:
+    """KServe's endpoints for these models, behind admission control, limits and metrics.
+
+    models: loaded, or with a `failure`; nothing is known here of what is behind them, nor of who
+    calls this. To be called once in a process, as KServe has one FastAPI application in each.
+    """
+    endpoint = config.endpoint
+    _set_up_logging(config)
+    registry = ModelRepository()
+    for model in models:
+        model.enable_latency_logging = endpoint.latency_log
+        registry.update(model)
+    dataplane = StrictDataPlane(model_registry=registry)
+    kind = ModelRepositoryExtension if endpoint.repository_api else ClosedRepository
+    repository = kind(model_registry=registry)
+    RESTServer(
+        "kserve.model_server:app",
+        dataplane,
+        repository,
+        endpoint.http_port,
+        access_log_format=endpoint.access_log_format,
+    ).create_application()  # adds its endpoints to `app`
+    add_handlers(app)
+    admission = Admission([model.name for model in models], config.admission_limit)
+    asgi = HttpMiddleware(app, admission, config.limits.max_body_mb)
+    return Application(asgi, dataplane, repository, admission)
+
+
+def _set_up_logging(config: ServerConfig) -> None:
+    """KServe's loggers; without access log neither KServe nor uvicorn writes lines a request."""
+    if not kserve_logger.handlers:
+        configure_logging(config.endpoint.log_config_file)
+    if not config.endpoint.access_log:
+        trace_logger.setLevel(logging.WARNING)
+        access = logging.getLogger("uvicorn.access")
+        access.handlers, access.propagate = [], False  # so uvicorn does not format them at all

@@ -1,0 +1,113 @@
+"""KServe's data plane, which decodes requests and finds models, strict where KServe's is not."""
+
+import re
+import struct
+
+import numpy as np
+from kserve import InferRequest
+from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
+from kserve.errors import InvalidInput, ModelNotReady
+from kserve.model import BaseKServeModel
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.infer_type import deserialize_bytes_tensor
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.v2_datamodels import InferenceRequest, RequestInput
+from kserve.utils.numpy_codec import to_np_dtype
+from pydantic import ValidationError
+
+from model.serving.errors import Forbidden, first_of
+
+
+class StrictDataPlane(DataPlane):
+    """Refuses with a sentence where KServe's data plane fails, and tells the truth of readiness."""
+
+    def decode(self, body, headers, *args, **kwargs):  # as DataPlane.decode
+        """A request that cannot be read raises InvalidInput (KServe: a 500 for some).
+
+        V2 JSON is read whatever its content type (KServe: only application/json), and raw BYTES
+        behind it too.
+        """
+        v2 = kwargs.get("protocol_version") == PredictorProtocol.REST_V2.value
+        try:
+            if v2 and isinstance(body, bytes):
+                length = headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
+                if length is None:
+                    body = InferenceRequest.model_validate_json(body)
+                else:
+                    body = _with_binary_data(body, length, kwargs.get("model_name"))
+            return super().decode(body, headers, *args, **kwargs)
+        except InvalidInput:
+            raise
+        except ValidationError as error:
+            raise InvalidInput(first_of(error.errors())) from None
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InvalidInput(f"the request cannot be read: {what}") from None
+
+    async def ready(self) -> bool:
+        """Whether every model is (KServe: always true)."""
+        models = self.model_registry.get_models().values()
+        return bool(models) and all([await model.healthy() for model in models])
+
+    async def model_ready(self, model_name: str, disable_predictor_health_check=False) -> bool:
+        """Whether a model is; before a prediction ModelNotReady says why it is not."""
+        if disable_predictor_health_check:  # KServe asks so before each prediction
+            await self.get_model(model_name)
+            return True
+        return await self.get_model_from_registry(model_name).healthy()
+
+    async def get_model(self, name: str) -> BaseKServeModel:
+        """The model, or ModelNotReady (KServe: calls its `load` inside the request)."""
+        model = self.get_model_from_registry(name)
+        if not await model.healthy():
+            raise ModelNotReady(name, getattr(model, "failure", None))
+        return model
+
+
+class ClosedRepository(ModelRepositoryExtension):
+    """KServe's repository API when it is off: no caller can take the model away from the others."""
+
+    async def load(self, model_name: str) -> None:
+        """Refuse."""
+        raise Forbidden("loading is off: start the server with --repository_api on")
+
+    async def unload(self, model_name: str) -> None:
+        """Refuse."""
+        raise Forbidden("unloading is off: start the server with --repository_api on")
+
+
+class _Input(RequestInput):
+    data: list = []  # it may lie behind the JSON
+
+
+class _Inputs(InferenceRequest):
+    inputs: list[_Input]
+
+
+def _with_binary_data(body: bytes, json_length: str, model_name: str) -> InferRequest:
+    """A V2 request of JSON and, behind it, the raw data of inputs (KServe: not of BYTES)."""
+    start = int(json_length) if re.fullmatch("[0-9]{1,12}", json_length) else len(body) + 1
+    if start > len(body):
+        raise InvalidInput(f"{INFERENCE_CONTENT_LENGTH_HEADER} is not the length of the JSON")
+    content = _Inputs.model_validate_json(body[:start])
+    request = InferRequest.from_inference_request(content, model_name)
+    for item in request.inputs:
+        size = item.parameters.pop("binary_data_size", None)
+        if size is None:
+            continue
+        if type(size) is not int or not 0 <= size <= len(body) - start:
+            raise InvalidInput(f"binary_data_size of {item.name} is not the length of its data")
+        item.set_data_from_numpy(_tensor(item, body[start : start + size]))
+        item.parameters.pop("binary_data_size", None)
+        start += size
+    return request
+
+
+def _tensor(item, raw: bytes) -> np.ndarray:
+    """The raw data of an input as an array of its datatype and shape; raises ValueError."""
+    kind = to_np_dtype(item.datatype)
+    if kind is None:
+        raise ValueError(f"there is no datatype {item.datatype}")
+    if item.datatype == "BYTES":
+        return deserialize_bytes_tensor(raw).reshape(item.shape)
+    return np.frombuffer(raw, kind).reshape(item.shape)

@@ -1,0 +1,128 @@
+"""The way in over gRPC: KServe's servicer behind admission control, a status for each error."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from google.protobuf.message import DecodeError
+from kserve.logging import logger
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as grpc_v2
+from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+
+from model.serving.admission import FULL, Admission
+from model.serving.config import EndpointConfig
+from model.serving.errors import sentence, statuses
+
+OUTCOMES = {  # of a call that was aborted; all others failed
+    grpc.StatusCode.INVALID_ARGUMENT: "invalid",
+    grpc.StatusCode.NOT_FOUND: "invalid",
+    grpc.StatusCode.UNAVAILABLE: "rejected",
+}
+
+
+def grpc_server(
+    endpoint: EndpointConfig,
+    dataplane: DataPlane,
+    repository: ModelRepositoryExtension,
+    admission: Admission,
+) -> grpc.aio.Server:
+    """KServe's gRPC service on one host (KServe: on every address), to be started.
+
+    Starting it fails when the port is taken (KServe: shares it silently with another server).
+    With a certificate it speaks TLS, as HTTP does (KServe: never).
+    """
+    server = grpc.aio.server(
+        ThreadPoolExecutor(endpoint.grpc_threads),
+        interceptors=(AdmissionInterceptor(admission), StatusInterceptor()),
+        options=[
+            ("grpc.max_send_message_length", endpoint.grpc_max_send_bytes),
+            ("grpc.max_receive_message_length", endpoint.grpc_max_receive_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    servicer = InferenceServicer(dataplane, repository)
+    grpc_v2.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    address = f"{host}:{endpoint.grpc_port}"
+    if endpoint.certificate:
+        pair = tuple(Path(file).read_bytes() for file in endpoint.certificate)
+        server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        server.add_insecure_port(address)
+    return server
+
+
+class AdmissionInterceptor(grpc.aio.ServerInterceptor):
+    """Admission control for gRPC's ModelInfer: UNAVAILABLE when it is full."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def intercept_service(self, continuation, details):
+        """The handler of a call, behind admission control; a rejected message is not parsed."""
+        handler = await continuation(details)
+        if handler is None or not details.method.endswith("/ModelInfer"):
+            return handler
+        if self._admission.all_full:
+            self._admission.reject_unread()
+            return grpc.unary_unary_rpc_method_handler(_reject)
+
+        async def infer(request, context):
+            controller = self._admission.of(getattr(request, "model_name", ""))
+            if controller is None:
+                return await handler.unary_unary(request, context)
+            if controller.full:
+                controller.reject()
+                await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+            with controller.admitted() as counted:
+                try:
+                    response = await handler.unary_unary(request, context)
+                except grpc.aio.AbortError:
+                    counted["outcome"] = OUTCOMES.get(context.code(), "failed")
+                    raise
+                counted["outcome"] = "answered"
+                return response
+
+        return grpc.unary_unary_rpc_method_handler(
+            infer, handler.request_deserializer, handler.response_serializer
+        )
+
+
+async def _reject(_: bytes, context) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+
+
+class StatusInterceptor(ExceptionToStatusInterceptor):
+    """Gives every error its gRPC status, with one plain sentence."""
+
+    async def intercept_service(self, continuation, handler_call_details):
+        """Bytes that are no message are handed on as an error (gRPC itself: UNKNOWN)."""
+        handler = await super().intercept_service(continuation, handler_call_details)
+        if handler is None:  # there is no such method
+            return None
+        read = handler.request_deserializer
+
+        def read_or_error(data: bytes):
+            try:
+                return read(data)
+            except DecodeError as error:
+                return error
+
+        return handler._replace(request_deserializer=read_or_error)
+
+    async def intercept(self, method, request_or_iterator, context, method_name):
+        """Answer a call, unless it is one of those errors."""
+        if isinstance(request_or_iterator, DecodeError):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence(request_or_iterator))
+        return await super().intercept(method, request_or_iterator, context, method_name)
+
+    async def handle_exception(self, ex, request_or_iterator, context, method_name):
+        """KServe's logs a traceback and reads `.reason`, which ModelNotReady and others lack."""
+        known = statuses(ex)
+        if known:
+            logger.error("refused: %s", sentence(ex))
+            await context.abort(known[1], sentence(ex))
+        await super().handle_exception(ex, request_or_iterator, context, method_name)

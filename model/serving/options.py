@@ -1,0 +1,198 @@
+"""The options that we add to KServe's own command line."""
+
+import argparse
+import math
+import sys
+
+from model.serving.config import BatchingConfig, EndpointConfig, LimitsConfig, ReplicaConfig
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without a page of usage before it."""
+
+    def error(self, message: str):
+        """Exit with status 1."""
+        sys.exit(f"{self.prog}: {message} (--help lists the options)")
+
+
+def _number(kind: type, least: float, most: float = math.inf):
+    """A converter for argparse: a number of a kind within limits."""
+
+    def number(text: str):
+        value = kind(text)
+        if not least <= value <= most or value == math.inf:  # nan is neither
+            to = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} {to}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse says it: invalid int value
+    return number
+
+
+def _replicas(text: str) -> int | str:
+    return text if text == "auto" else _number(int, 1)(text)
+
+
+_replicas.__name__ = "int"  # argparse says it: invalid int value
+_seconds = _number(float, 0.01)
+_delay = _number(float, 0)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every command of ours takes."""
+    ours = parser.add_argument_group("of this server")
+    ours.add_argument(
+        "--host", default=EndpointConfig.host, help="the address HTTP and gRPC listen on"
+    )
+    ours.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="[NAME.]KEY=VALUE",
+        help="an argument of the class, typed by its signature; as often as wished",
+    )
+    ours.add_argument(
+        "--batching",
+        choices=["off", "replica", "frontend"],
+        default=BatchingConfig.where,
+        help="where requests that wait are gathered into a batch: in each replica, or in KServe's "
+        "process, which sends a batch in one call; models without predict_batch get none",
+    )
+    ours.add_argument(
+        "--max_batch_size", type=_number(int, 1), default=BatchingConfig.max_size, help="instances"
+    )
+    ours.add_argument(
+        "--batch_wait_ms",
+        type=_delay,
+        default=1000 * BatchingConfig.wait_s,
+        help="a batch that is not full waits at most this long for the next request",
+    )
+    ours.add_argument(
+        "--threads",
+        type=_number(int, 1),
+        help="OMP_NUM_THREADS of each process that holds a model (default: its share of the cores)",
+    )
+    ours.add_argument(
+        "--max_body_mb",
+        type=_number(float, 0.001, 2000),
+        default=LimitsConfig.max_body_mb,
+        help="a larger request is refused; --grpc_max_receive_message_length overrides it for gRPC",
+    )
+    ours.add_argument(
+        "--max_queued_requests",
+        type=_number(int, 1),
+        default=LimitsConfig.max_queued_requests,
+        help="of a model that wait; more get 503 at once",
+    )
+    ours.add_argument(
+        "--request_timeout_s",
+        type=_seconds,
+        default=LimitsConfig.request_timeout_s,
+        help="a request that takes longer gets 504",
+    )
+    ours.add_argument(
+        "--repository_api",
+        choices=["off", "on"],
+        default="off",
+        help="on: any caller may load a model and unload it",
+    )
+    ours.add_argument(
+        "--access_log",
+        choices=["off", "on"],
+        default="off",
+        help="KServe's and uvicorn's log lines, four a request, and the replicas'",
+    )
+
+
+RAY_ONLY = (
+    *("num_replicas", "min_replicas", "max_replicas", "target_requests", "upscale_delay_s"),
+    *("downscale_delay_s", "max_replicas_per_node", "cpus_per_replica", "gpus_per_replica"),
+    *("max_ongoing_requests", "per_attempt_timeout_s", "watchdog_timeout_s", "address"),
+    *("node_address", "dashboard", "proxy"),
+)
+
+
+def add_ray_options(
+    parser: argparse.ArgumentParser,
+    address: str | None,
+    address_help: str = "RAY_ADDRESS, or else a cluster of its own",
+) -> None:
+    """What concerns replicas and Ray. address: the default of `--address`."""
+    ray = parser.add_argument_group("of Ray Serve")
+    ray.add_argument(
+        "--num_replicas",
+        type=_replicas,
+        metavar="N|auto",
+        help="copies of the model (default: cores, at most 8); auto: as the load asks for",
+    )
+    ray.add_argument(
+        "--min_replicas", type=_number(int, 1), default=ReplicaConfig.min_replicas, help="of auto"
+    )
+    ray.add_argument(
+        "--max_replicas", type=_number(int, 1), help="of auto (default: cores, at most 8)"
+    )
+    ray.add_argument(
+        "--target_requests",
+        type=_number(float, 0.1),
+        default=ReplicaConfig.target_requests,
+        help="of auto: instances that wait or are worked on, for each replica there should be",
+    )
+    for way in ("up", "down"):
+        ray.add_argument(
+            f"--{way}scale_delay_s",
+            type=_delay,
+            default=getattr(ReplicaConfig, f"{way}scale_delay_s"),
+            help="of auto: the load asks for it all this time before it is done",
+        )
+    ray.add_argument(
+        "--max_replicas_per_node",
+        type=_number(int, 1, 100),
+        help="so that a node that is lost takes few of them (default: as many as fit)",
+    )
+    ray.add_argument(
+        "--cpus_per_replica",
+        type=_number(float, 0.01),
+        help="cores it reserves (default: an equal part of this machine's; with --address 1)",
+    )
+    ray.add_argument(
+        "--gpus_per_replica",
+        type=_delay,
+        help="GPUs it reserves (default: an equal part of those there are)",
+    )
+    ray.add_argument(
+        "--max_ongoing_requests",
+        type=_number(int, 1),
+        default=ReplicaConfig.max_ongoing_requests,
+        help="at a replica at a time, where they are not gathered into batches in front",
+    )
+    ray.add_argument(
+        "--per_attempt_timeout_s",
+        type=_seconds,
+        help="a replica that takes longer loses the request to another "
+        "(default: a third of --request_timeout_s)",
+    )
+    ray.add_argument(
+        "--watchdog_timeout_s",
+        type=_seconds,
+        help="a replica one step of which takes longer is replaced (default: --request_timeout_s)",
+    )
+    ray.add_argument(
+        "--address",
+        default=address,
+        help=f"join the Ray cluster there, and leave it running (default: {address_help})",
+    )
+    ray.add_argument(
+        "--node_address",
+        metavar="HOST",
+        help="of that cluster's nodes the one to join through, where several are on this machine "
+        "(default: the head if it is here)",
+    )
+    for name, what in (("dashboard", "Ray's dashboard"), ("proxy", "Serve's own HTTP proxy")):
+        ray.add_argument(
+            f"--{name}",
+            type=_number(int, 0, 65535),
+            nargs="?",
+            const=0,
+            metavar="PORT",
+            help=f"start {what} on loopback; without PORT, on a free one",
+        )

@@ -1,0 +1,51 @@
+"""Changes a running server without a pause: `python -m model.serving.redeploy --help`"""
+
+from model.serving.lifecycle import run
+
+
+def main() -> None:
+    """Deploy the models of a running server anew, with these options, and wait until it is done.
+
+    Give all options that the replicas are to have: what is left out returns to its default; only
+    the class of a model stays as it is when none is named. Ray Serve changes what differs:
+    another number of replicas is started or drained; replicas that are to be made otherwise are
+    replaced in turn, each new one before the next old one goes; `--reload` has each load its model
+    again. The server in front goes on. Its own options are as it was started: `--batching`, the
+    limits, the ports.
+    """
+    from model.serving.cli import redeploy_config  # here, so that a signal is obeyed from now on
+
+    config, named, reload = redeploy_config()
+
+    import time
+    from dataclasses import replace
+
+    from ray import serve
+
+    from model.serving.config import CannotStart
+    from model.serving.deployment import deploy
+    from model.serving.protocol import Description
+    from model.serving.ray_cluster import Cluster
+
+    with Cluster(config.cluster):
+        running = serve.status().applications
+        models = []
+        for model in config.models:
+            if model.name not in running:
+                raise CannotStart(
+                    f"no server runs {model.name!r} on the cluster at {config.cluster.address}"
+                )
+            if not named:
+                handle = serve.get_app_handle(model.name)
+                found = Description(*handle.describe.remote().result(timeout_s=60)).model
+                model = replace(found, arguments=model.arguments)
+            models.append(model)
+        config = replace(config, models=tuple(models))
+        for name, result in deploy(config, time.time() if reload else 0).items():
+            if isinstance(result, Exception):
+                raise CannotStart(f"{name}: {result}")
+    print(config.describe(), flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

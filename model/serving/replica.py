@@ -1,0 +1,131 @@
+"""What Ray Serve runs N times for each model: a WorkerThread, and what Ray asks of a replica."""
+
+import asyncio
+import logging
+import pickle
+import time
+from typing import Any
+
+from kserve.model import InferenceVerb
+
+from model.serving.batcher import Batcher
+from model.serving.config import BatchingConfig, CannotStart, ModelConfig
+from model.serving.errors import reason
+from model.serving.protocol import Description, Response
+from model.serving.upstream_ray import listen_on_loopback
+from model.serving.worker_thread import WorkerThread
+
+FRESH_S = 2.0  # what the last batch said about the backlog is forgotten after this
+logger = logging.getLogger("ray.serve")  # in a replica it writes to the replica's log file
+
+
+class Replica(WorkerThread):
+    """A process with a copy of a model. It imports the model's class itself, so that the frontend
+    needs neither the class nor its packages.
+
+    Requests and responses travel pickled, so that whatever a model returns is read or refused
+    here.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        threads: int = 1,
+        batching: BatchingConfig | None = None,
+        watchdog_timeout_s: float = 60.0,
+    ) -> None:
+        """model, threads: as for WorkerThread. batching: where it says `replica`, requests are
+        gathered here. watchdog_timeout_s: a step of a batch that takes longer has Ray replace the
+        replica.
+
+        The model is loaded here, since Ray runs this once for every replica, also for those that
+        it starts later. Raises CannotStart, whose sentence is the last line of what Ray logs.
+        """
+        listen_on_loopback()
+        super().__init__(model, threads)
+        try:
+            self.load()
+        except Exception as error:
+            raise CannotStart(reason(error)) from error
+        self._watchdog_timeout_s = watchdog_timeout_s
+        self._backlog, self._backlog_seen, self._batches = 0, float("-inf"), 0
+        self._reload_at: float | None = None
+        self._batcher: Batcher | None = None
+        if batching is not None and batching.where == "replica":
+            self._batcher = Batcher(
+                lambda batch, *_: WorkerThread.predict_batch(self, batch),
+                max_size=batching.max_size,
+                wait_s=batching.wait_s,
+                size=lambda request: request.instances,
+            )
+
+    def describe(self) -> Description:
+        """What the frontend needs to know of the model."""
+        return self.description
+
+    async def predict_batch(self, requests: bytes, worker_index: int, backlog: int) -> bytes:
+        """The pickled responses or errors of a pickled batch that was gathered in the frontend.
+
+        worker_index: for the router. backlog: instances in the frontend that wait or are worked
+        on, for autoscaling.
+        """
+        batch = pickle.loads(requests)
+        logger.info("requests %s", ", ".join(request.id for request in batch))
+        self._backlog, self._backlog_seen = backlog, time.monotonic()
+        self._batches += 1
+        try:
+            return _pickled(await super().predict_batch(batch))
+        finally:
+            self._batches -= 1
+
+    async def call(self, request: bytes, verb: InferenceVerb = InferenceVerb.PREDICT) -> bytes:
+        """The pickled response or error to one pickled request; by way of a batch of this replica
+        where it makes batches."""
+        [request] = pickle.loads(request)
+        logger.info("requests %s", request.id)
+        try:
+            if self._batcher is not None and verb is InferenceVerb.PREDICT:
+                return _pickled([await self._batcher(request)])
+            return _pickled([await super().call(request, verb)])
+        except Exception as error:
+            return _pickled([error])
+
+    async def check_health(self) -> None:
+        """Ray asks this again and again; a replica that raises three times is replaced."""
+        stalled_for = self.stalled_for()
+        if stalled_for > self._watchdog_timeout_s:
+            raise RuntimeError(f"a step of the batch has taken {stalled_for:.0f} s")
+        if not await self.healthy():
+            raise RuntimeError("the model says that it is not healthy")
+
+    async def reconfigure(self, config: dict) -> None:
+        """Load the model again when the deployment's `user_config` asks for it; requests go on.
+
+        config: {"reload_at": a moment}; a later one than before asks for it. Ray calls this also
+        once the replica is made.
+        """
+        moment = config["reload_at"]
+        if self._reload_at is not None and moment > self._reload_at:
+            await asyncio.get_running_loop().run_in_executor(None, self.reload)
+        self._reload_at = max(moment, self._reload_at or moment)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray's controller hands to routing.scale_by_backlog."""
+        fresh = self._batches or time.monotonic() - self._backlog_seen < FRESH_S
+        return {"backlog": self._backlog if fresh else 0}
+
+
+def _pickled(results: list[Response | Exception]) -> bytes:
+    """The results; one that cannot be pickled is an error of its own request."""
+    try:
+        return pickle.dumps(results, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return pickle.dumps([_checked(result) for result in results], pickle.HIGHEST_PROTOCOL)
+
+
+def _checked(result: Any) -> Any:
+    try:
+        pickle.dumps(result)
+    except Exception as error:
+        return RuntimeError(f"the response cannot leave the replica: {error}")
+    return result

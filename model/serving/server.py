@@ -1,0 +1,201 @@
+"""Listens for HTTP and gRPC until a signal comes, in one process or with KServe's `--workers`."""
+
+import asyncio
+import contextlib
+import functools
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import grpc
+import uvicorn
+from kserve.logging import logger
+from kserve.protocol.rest.ssl_cert_refresher import SSLCertRefresher
+from uvicorn.supervisors import Multiprocess
+
+from model.serving.application import Application, create_application
+from model.serving.batched_model import BatchedModel
+from model.serving.config import CannotStart, EndpointConfig, ServerConfig
+from model.serving.grpc_server import grpc_server
+from model.serving.machine import process_age
+
+GRACE_S = 30  # for requests in flight, once the server is told to end
+Wrap = Callable[[Callable], Callable]  # an ASGI application around another
+
+warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
+
+
+def serve_models(
+    models: list[BatchedModel], config: ServerConfig, wrap: Wrap | None = None
+) -> None:
+    """Load the models and serve them until SIGTERM or Ctrl-C; requests in flight are finished.
+
+    wrap: puts an ASGI application of one's own around ours; it sees each request first.
+    Raises CannotStart when no model can be loaded. Those that can are served, without the others.
+    """
+    try:
+        loaded = [model for model in models if model.load()]
+        for model in models:
+            if model.failure:
+                print(f"not served: {model.failure}", flush=True)
+        if not loaded:
+            raise CannotStart("; ".join(model.failure for model in models))
+        names = [model.name for model in loaded]
+        config = replace(config, models=tuple(m for m in config.models if m.name in names))
+        if config.endpoint.workers > 1:
+            _serve_with_workers(models, config, wrap)
+        else:
+            application = create_application(models, config)
+            with asyncio.Runner(loop_factory=_loop_factory(config.endpoint.event_loop)) as runner:
+                runner.run(_serve(application, config, wrap))
+    finally:
+        for model in models:
+            model.stop()
+
+
+def _loop_factory(event_loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Python's own event loop unless uvloop is asked for: it brought no gain that shows."""
+    if event_loop != "uvloop":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def _serve(application: Application, config: ServerConfig, wrap: Wrap | None) -> None:
+    """Both protocols on this event loop."""
+    asgi = wrap(application.asgi) if wrap else application.asgi
+    http = _HttpServer(_uvicorn(asgi, config.endpoint))
+    rpc = None
+    if config.endpoint.grpc_port is not None:
+        rpc = _grpc(application, config.endpoint)
+        await rpc.start()
+    stopping = asyncio.Event()
+    with _signals(stopping.set):
+        announcement = asyncio.create_task(_announce(config))
+        serving = asyncio.create_task(http.serve())
+        waiting = asyncio.create_task(stopping.wait())
+        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        announcement.cancel()
+        logger.info("Stopping the model server")
+        http.should_exit = True
+        await asyncio.gather(serving, *([rpc.stop(GRACE_S)] if rpc else []))
+        waiting.cancel()
+
+
+def _serve_with_workers(
+    models: list[BatchedModel], config: ServerConfig, wrap: Wrap | None
+) -> None:
+    """HTTP in processes that load the models themselves; gRPC here, in a thread of its own."""
+    factory = functools.partial(_worker_application, models, config, wrap)
+    workers = _uvicorn(factory, config.endpoint, factory=True, workers=config.endpoint.workers)
+    application = create_application(models, config)
+    ended = threading.Event()
+
+    async def serve_grpc() -> None:
+        rpc = _grpc(application, config.endpoint) if config.endpoint.grpc_port is not None else None
+        if rpc:
+            await rpc.start()
+        announcement = asyncio.create_task(_announce(config))
+        await asyncio.to_thread(ended.wait)
+        announcement.cancel()
+        if rpc:
+            await rpc.stop(GRACE_S)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve_grpc()))
+    thread.start()
+    try:
+        Multiprocess(workers, sockets=[workers.bind_socket()]).run()
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _worker_application(models: list[BatchedModel], config: ServerConfig, wrap: Wrap | None):
+    """What uvicorn calls in each process of `--workers`."""
+    for model in models:
+        model.load()
+    asgi = create_application(models, config).asgi
+    return wrap(asgi) if wrap else asgi
+
+
+def _uvicorn(app, endpoint: EndpointConfig, **more) -> uvicorn.Config:
+    key, certificate = endpoint.certificate or (None, None)
+    return uvicorn.Config(
+        app,
+        host=endpoint.host,
+        port=endpoint.http_port,
+        log_config=None,  # KServe has set it up
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=endpoint.keep_alive_s,
+        ssl_keyfile=key,
+        ssl_certfile=certificate,
+        ws="none",  # else a client that asks for a WebSocket never gets an answer
+        lifespan="off",
+        **more,
+    )
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn that leaves signals to its caller and reads a certificate again when it changes."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        if not self.config.loaded:
+            self.config.load()
+        refresher = None
+        if self.config.ssl is not None:
+            refresher = SSLCertRefresher(
+                ssl_context=self.config.ssl,
+                key_path=str(self.config.ssl_keyfile),
+                cert_path=str(self.config.ssl_certfile),
+            )
+        try:
+            await super().serve(sockets)
+        finally:
+            if refresher is not None:
+                refresher.stop()
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """In this block SIGTERM and SIGINT call `stop`, again and again."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _grpc(application: Application, endpoint: EndpointConfig) -> grpc.aio.Server:
+    return grpc_server(
+        endpoint, application.dataplane, application.repository, application.admission
+    )
+
+
+async def _announce(config: ServerConfig) -> None:
+    """Print the ready line once a connection is taken."""
+    endpoint = config.endpoint
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.http_port)
+        except OSError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            break
+    scheme = "https" if endpoint.certificate else "http"
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    line = f"{config.describe()}; REST {scheme}://{host}:{endpoint.http_port}"
+    if endpoint.grpc_port is not None:
+        line += f", gRPC {host}:{endpoint.grpc_port}"
+    print(f"ready after {process_age():.1f} s: {line}", flush=True)

@@ -1,0 +1,54 @@
+"""Starts a server as its configuration says: in this process, or in front of Ray Serve replicas."""
+
+from model.serving.backend import Backend, Unavailable
+from model.serving.batched_model import BatchedModel
+from model.serving.config import ServerConfig
+from model.serving.server import Wrap, serve_models
+
+
+def start(config: ServerConfig, wrap: Wrap | None = None) -> None:
+    """Serve all models of the configuration until SIGTERM or Ctrl-C.
+
+    wrap: puts an ASGI application of one's own around ours; it sees each request first.
+    Raises CannotStart when no model can be loaded.
+    """
+    print(config.listing(), flush=True)
+    if config.replicas is None:
+        _in_process(config, wrap)
+    else:
+        _in_replicas(config, wrap)
+
+
+def serve_backends(
+    backends: dict[str, Backend], config: ServerConfig, wrap: Wrap | None = None
+) -> None:
+    """Serve models whose backends are there. backends: of each, by the model's name."""
+    timeout_s = config.limits.request_timeout_s
+    models = [
+        BatchedModel(name, backend, config.batching, timeout_s)
+        for name, backend in backends.items()
+    ]
+    serve_models(models, config, wrap)
+
+
+def _in_process(config: ServerConfig, wrap: Wrap | None) -> None:
+    from model.serving.worker_thread import WorkerThread
+
+    backends = {model.name: WorkerThread(model, config.threads) for model in config.models}
+    serve_backends(backends, config, wrap)
+
+
+def _in_replicas(config: ServerConfig, wrap: Wrap | None) -> None:
+    """Start Ray or join it, and deploy each model as an application of its own."""
+    from model.serving.deployment import deploy
+    from model.serving.ray_cluster import Cluster
+    from model.serving.replica_pool import ReplicaPool
+
+    with Cluster.announced(config.cluster, [model.name for model in config.models]):
+        backends: dict[str, Backend] = {}
+        for name, handle in deploy(config).items():
+            if isinstance(handle, Exception):
+                backends[name] = Unavailable(str(handle))
+            else:
+                backends[name] = ReplicaPool(name, handle, config.limits)
+        serve_backends(backends, config, wrap)

@@ -1,0 +1,218 @@
+"""Holds a model in this process and runs its batches in a thread beside the event loop."""
+
+import asyncio
+import inspect
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kserve import Model
+from kserve.model import InferenceVerb
+
+from model.serving.config import ModelConfig
+from model.serving.errors import logged, portable
+from model.serving.model_class import make_model
+from model.serving.protocol import Description, Request, Response
+
+
+class WorkerThread:
+    """The backend that needs no Ray: one model, one batch at a time, the event loop stays free.
+
+    Handlers of the model that are plain functions run in the thread; those that are coroutines
+    are awaited on the event loop, as KServe itself does it.
+    """
+
+    workers = 1
+
+    def __init__(self, model: ModelConfig, threads: int) -> None:
+        """model: what to load. threads: of numerical libraries (OMP_NUM_THREADS), which counts
+        for those that are imported from now on."""
+        self._config, self._threads = model, threads
+        self._model: Model | None = None
+        self.description: Description | None = None
+
+    def load(self) -> None:
+        """Make and load the model; called again it does nothing. Raises what the model raises."""
+        if self._model is not None:
+            return
+        os.environ["OMP_NUM_THREADS"] = str(self._threads)
+        model = make_model(self._config)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {model.name}")
+        self._step_began: float | None = None
+        self._id = secrets.token_hex(4)
+        self._model, self.description = model, self._describe(model)
+
+    def _describe(self, model: Model) -> Description:
+        inputs, outputs = (
+            self._thread.submit(asyncio.run, types()).result()
+            if inspect.iscoroutinefunction(types)
+            else types()
+            for types in (model.get_input_types, model.get_output_types)
+        )
+        batched = callable(getattr(model, "predict_batch", None))
+        idempotent = bool(getattr(model, "idempotent", True))
+        return Description(inputs, outputs, batched, idempotent, self._config)
+
+    def reload(self) -> None:
+        """Call the model's `load` again, in the caller's thread, while it goes on serving."""
+        self._model.load()
+        self._id = secrets.token_hex(4)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """KServe's `--workers N` sends this object to N processes; each loads its own model."""
+        return {"_config": self._config, "_threads": self._threads, "_model": None} | {
+            "description": None
+        }
+
+    async def predict_batch(
+        self, requests: Sequence[Request], worker_index: int = 0, backlog: int = 0
+    ) -> list[Response | Exception]:
+        """For each request its response or its error; a bad request fails by itself.
+
+        worker_index, backlog: of no use here, where there is one worker.
+        """
+        return await self._run(requests, self._predict)
+
+    async def call(self, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT) -> Response:
+        """The response to one request, outside of any batch; raises its error."""
+        step = self._explain if verb is InferenceVerb.EXPLAIN else self._predict
+        [result] = await self._run([request], step)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def healthy(self) -> bool:
+        """Whether the model is loaded and says that it is well."""
+        if self._model is None:
+            return False
+        healthy = self._model.healthy()
+        return bool(await healthy if inspect.isawaitable(healthy) else healthy)
+
+    def stalled_for(self) -> float:
+        """Seconds since the thread began the step that it is in; 0.0 when it is idle."""
+        began = self._step_began
+        return time.monotonic() - began if began else 0.0
+
+    def stop(self) -> None:
+        """Tell the model that serving ends."""
+        if self._model is not None:
+            self._model.stop()
+
+    async def _run(self, requests: Sequence[Request], step: Callable) -> list[Response | Exception]:
+        """preprocess each, `step` all, postprocess each; a request that fails takes no next one."""
+        model, items = self._model, [_Item(request) for request in requests]
+        began = time.time()
+        await self._each(model.preprocess, items, lambda i: (i.request.body, i.request.headers))
+        for item in _good(items):
+            item.value = _attempt(model.validate, item.value)
+        preprocessed = time.time()
+        await step(items)
+        finished = time.time()
+        await self._each(model.postprocess, items, self._with_response_headers)
+        marks = {"x-worker": self._id, "x-started": f"{began:.6f}"}
+        marks |= {"x-preprocessed": f"{preprocessed:.6f}", "x-finished": f"{finished:.6f}"}
+        return [
+            portable(item.value)
+            if isinstance(item.value, Exception)
+            else Response(item.value, item.response_headers | marks)
+            for item in items
+        ]
+
+    async def _predict(self, items: list["_Item"]) -> None:
+        """By predict_batch, or by predict for each where the model has no other."""
+        if not self.description.has_predict_batch:
+            await self._each(self._model.predict, items, self._with_response_headers)
+        elif good := _good(items):
+            results = await self._as_batch([item.value for item in good])
+            if isinstance(results, Exception) and len(good) > 1 and self.description.idempotent:
+                # The input of one may have failed the others too: each by itself, then.
+                results = [(await self._as_batch([item.value])) for item in good]
+                results = [r if isinstance(r, Exception) else r[0] for r in results]
+            elif isinstance(results, Exception):
+                results = [results] * len(good)
+            for item, result in zip(good, results, strict=True):
+                item.value = result
+
+    async def _as_batch(self, inputs: list) -> list | Exception:
+        """What predict_batch returns, or the exception that it raised."""
+        [results] = await self._call(self._model.predict_batch, [(inputs,)])
+        if isinstance(results, Exception):
+            return results
+        if not isinstance(results, list) or len(results) != len(inputs):
+            what = len(results) if isinstance(results, list) else type(results).__name__
+            wrong = f"predict_batch must return a list of {len(inputs)} results, not {what}"
+            return RuntimeError(wrong)
+        return results
+
+    async def _explain(self, items: list["_Item"]) -> None:
+        await self._each(self._model.explain, items, lambda i: (i.value, i.request.headers))
+
+    def _with_response_headers(self, item: "_Item") -> tuple:
+        """The arguments of predict and postprocess, which KServe gives headers of the response to
+        if the model asked for them."""
+        more = (item.response_headers,) if self._model.required_response_headers else ()
+        return item.value, item.request.headers, *more
+
+    async def _each(
+        self, handler: Callable, items: list["_Item"], arguments: Callable[["_Item"], tuple]
+    ) -> None:
+        """Replace the value of each item that has not failed by what the handler makes of it."""
+        good = _good(items)
+        results = await self._call(handler, [arguments(item) for item in good])
+        for item, result in zip(good, results, strict=True):
+            item.value = result
+
+    async def _call(self, handler: Callable, arguments: list[tuple]) -> list:
+        """What the handler gives for each tuple of arguments; or the exception that it raised."""
+        if _is_default(handler):
+            return [first for first, *_ in arguments]  # KServe's own, which change nothing
+        if inspect.iscoroutinefunction(handler):
+            waiting = (handler(*args) for args in arguments)
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+        else:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._thread, self._in_thread, handler, arguments)
+        for i, result in enumerate(results):
+            if isinstance(result, AsyncIterator):
+                results[i] = NotImplementedError("streamed responses are not supported here")
+        return [logged(result) if isinstance(result, Exception) else result for result in results]
+
+    def _in_thread(self, handler: Callable, arguments: list[tuple]) -> list:
+        results = []
+        try:
+            for args in arguments:
+                self._step_began = time.monotonic()
+                results.append(_attempt(handler, *args))
+        finally:
+            self._step_began = None
+        return results
+
+
+def _attempt(function: Callable, *args: Any) -> Any:
+    """What the function returns, or the exception that it raises."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
+
+
+def _is_default(handler: Callable) -> bool:
+    """Whether it is kserve.Model's own preprocess or postprocess, which return what they get."""
+    return getattr(handler, "__func__", None) in (Model.preprocess, Model.postprocess)
+
+
+class _Item:
+    """One request on its way through the model's handlers."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.value: Any = None  # what the last handler made of it, or the exception it raised
+        self.response_headers: dict[str, str] = {}
+
+
+def _good(items: list[_Item]) -> list[_Item]:
+    """Those that have not failed."""
+    return [item for item in items if not isinstance(item.value, Exception)]
