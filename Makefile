@@ -6,17 +6,19 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test notebooks bench peers reliability cluster fuzz lint pins clean
+.PHONY: help lab test notebooks bench against peers reliability cluster capacity fuzz lint pins clean
 
 help:
 	@echo "make lab         opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
 	@echo "make test        runs make lint, every test and every notebook (ARGS=... for pytest)"
 	@echo "make notebooks   executes all notebooks in order and writes them back executed"
 	@echo "make bench       measures the ladder of configurations, draws imgs/ladder.png (ARGS=... names some)"
+	@echo "make against     measures this commit's server beside another's (ARGS=COMMIT ...)"
 	@echo "make peers       measures other servers beside ours, in an environment of their own"
 	@echo "make reliability injects faults into servers under load (ARGS=... names experiments)"
 	@echo "make cluster     injects faults into a cluster of several nodes (ARGS=... names experiments)"
-	@echo "make fuzz        sends malformed and unusual requests to the server"
+	@echo "make capacity    compares predicted with measured loads, draws imgs/capacity.png"
+	@echo "make fuzz        sends malformed and unusual requests to both servers"
 	@echo "make lint        checks style, formatting and which part of model/ imports which"
 	@echo "make pins        updates requirements.txt to the newest packages"
 	@echo "make clean       removes .venv, .venv-peers, .uv and caches"
@@ -55,6 +57,10 @@ bench: .venv/.ready
 .venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh model/loadtest/peers/requirements.txt
 	@sh model/loadtest/peers/setup.sh
 
+against: .venv/.ready
+	@echo "against: measuring; leave the machine to it, for about 10 minutes"
+	@$(PYTHON_BIN) -m model.loadtest.against $(ARGS)
+
 peers: .venv-peers/.ready
 	@echo "peers: measuring; leave the machine to it, for about 10 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.ladder --peers $(ARGS)
@@ -67,9 +73,13 @@ cluster: .venv/.ready
 	@echo "cluster: leave the machine to it, for about 9 minutes"
 	@$(PYTHON_BIN) -m model.faults.cluster $(ARGS)
 
+capacity: .venv/.ready
+	@echo "capacity: leave the machine to it, for about 4 minutes"
+	@$(PYTHON_BIN) -m model.capacity.validation $(ARGS)
+
 fuzz: .venv/.ready
 	@echo "fuzz: about 10 minutes"
-	@$(PYTHON_BIN) -m tests.fuzz model.serving $(ARGS)
+	@$(PYTHON_BIN) -m tests.fuzz $(ARGS)
 
 # The CUDA packages stay out: torch pins its own, and a CPU torch asks for none.
 # --no-config, so that every machine writes the same pins. By way of a file in .venv, so that a

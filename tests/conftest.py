@@ -74,7 +74,9 @@ class Traces:
         return self._now()
 
     def _now(self) -> list[str]:
-        files = glob.glob(f"{self.env['TMPDIR']}/*")
+        # torch makes an empty folder of its own, torchinductor_USER, when torchvision is imported.
+        found = glob.glob(f"{self.env['TMPDIR']}/*")
+        files = [file for file in found if not Path(file).name.startswith("torchinductor_")]
         files += [name for name in self._shared() - self._before if not _in_use(name)]
         return files + [str(process) for process in self.processes()]
 

@@ -310,6 +310,8 @@ def test_handlers_of_both_kinds():
 class Careless(Model):
     """Returns from predict_batch what the request says, and streams what it explains."""
 
+    idempotent = False  # so a batch that fails is not tried in parts
+
     def predict_batch(self, inputs: list) -> Any:
         """Whatever it is."""
         return inputs[0]
@@ -325,6 +327,23 @@ def test_a_batch_with_the_wrong_results_fails_as_a_whole(results):
     errors = predict(loaded(Careless), results, "second")
     assert [type(error) for error in errors] == [InferenceError] * 2
     assert "predict_batch must return a list of 2 results" in str(errors[0])
+
+
+class Strict(Model):
+    """Its batches fail for one bad input."""
+
+    def predict_batch(self, inputs: list) -> list:
+        """The inputs, unless one is bad."""
+        if "bad" in inputs:
+            raise ValueError("it is bad")
+        return inputs
+
+
+def test_a_batch_that_fails_is_tried_in_parts():
+    """So one bad input fails its own request only, where a model may be asked twice."""
+    first, bad, second = predict(loaded(Strict), "first", "bad", "second")
+    assert (first, second) == ("first", "second")
+    assert isinstance(bad, InferenceError) and str(bad) == "ValueError: it is bad"
 
 
 def test_a_streamed_response_is_refused():

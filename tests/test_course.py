@@ -73,6 +73,8 @@ def test_the_difference_of_two_files():
     text = show.diff(kserve_server, ray_server).data
     assert text.startswith("```diff\n--- kserve_server.py") and "\n+++ ray_server.py" in text
     assert "+from ray import serve" in text
+    folded = show.diff(kserve_server, ray_server, kserve_server.AlexNetModel).data
+    assert "-class AlexNetModel(Model): ..." in folded and "softmax" not in folded
 
 
 def test_where_the_time_of_requests_went():

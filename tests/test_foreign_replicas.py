@@ -162,6 +162,20 @@ def test_the_models_are_loaded_again(pair, token):
     assert {str(process.pid) for process in replicas(pair.server)} == before
 
 
+def test_loading_again_fails(pair, token):
+    """A sentence, status 1, and the replicas go on with what they had."""
+    before, broken = {process.pid for process in replicas(pair.server)}, pair.folder / "broken"
+    broken.touch()
+    with load(pair) as seen:
+        done = redeploy(pair, token, "--num_replicas", "2", "--reload")
+    broken.unlink()
+    assert done.returncode == 1
+    sentence = "custom-model goes on as it was: OSError: the words are lost"
+    assert done.stderr.splitlines()[-1] == sentence
+    assert_all_answered(seen)
+    assert {process.pid for process in replicas(pair.server)} == before
+
+
 def test_redeploying_what_cannot_be_made(pair, token):
     """Another name, an argument that there is not: a sentence, status 1, and it serves on."""
     for options, part in (

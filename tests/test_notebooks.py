@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import nbformat
@@ -57,14 +58,16 @@ def test_notebook(path, traces, tmp_path_factory):
         names, notebook.cells = 2 * names, notebook.cells + again(notebook.cells)
     file = tmp_path_factory.mktemp("notebook") / path.name
     nbformat.write(notebook, file)
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider", file],
-        cwd=ROOT,
-        env=os.environ | traces.env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider"]
+    with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp") as logs:  # short, for Ray's sockets
+        ran = subprocess.run(
+            [*command, file],
+            cwd=ROOT,
+            env=os.environ | traces.env | {"RAY_TMPDIR": logs},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
     assert ran.returncode == 0, ran.stdout
     executed = nbformat.read(file, as_version=4).cells
     told = [verdict(cell) for cell in executed if exercises([cell])]

@@ -87,7 +87,7 @@ def test_conda_installs_the_same():
 def imports(path: Path) -> set[str]:
     """The top names of what a module or the code cells of a notebook import.
 
-    Without the modules beside it and those that a cell writes with %%writefile.
+    Without the modules beside it and those that a notebook beside it writes with %%writefile.
     """
     text = path.read_text()
     own = {
@@ -97,10 +97,11 @@ def imports(path: Path) -> set[str]:
         "deploy",
         *(file.stem for file in path.parent.glob("*.py")),
     }
+    for notebook in path.parent.glob("*.ipynb"):
+        own |= set(re.findall(r"%%writefile .*?(\w+)\.py", notebook.read_text()))
     if path.suffix == ".ipynb":
         cells = nbformat.reads(text, as_version=4).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        own |= set(re.findall(r"^%%writefile .*?(\w+)\.py$", code, re.M))
         text = "\n".join(line for line in code.splitlines() if not re.match(r"\s*[%!?]", line))
     found = set()
     for node in ast.walk(ast.parse(text)):

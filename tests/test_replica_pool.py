@@ -7,6 +7,7 @@ upstream has mended the row.
 
 import asyncio
 import os
+import pickle
 import secrets
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import grpc
 import pytest
 import requests
 from kserve.errors import ModelNotReady
+from kserve.model import InferenceVerb
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from kserve.ray import RayModel
@@ -26,7 +28,7 @@ from ray import serve
 from model.loadtest.server_process import ServerProcess
 from model.serving import replica_pool
 from model.serving.config import ClusterConfig, LimitsConfig, ModelConfig
-from model.serving.protocol import Description
+from model.serving.protocol import Description, Request
 from model.serving.ray_cluster import Cluster
 from model.serving.replica import Replica
 from model.serving.replica_pool import ReplicaPool
@@ -246,6 +248,36 @@ def test_the_limit_that_ran_out_is_named(limits, attempts, idempotent, named):
     pool.description = Description([], [], True, idempotent, ModelConfig("slow"))
     error = pool._translated(TimeoutError(), attempts)
     assert isinstance(error, TimeoutError) and named in str(error)
+
+
+class TooLarge(grpc.RpcError):
+    """What gRPC raises for a message, request or response, above its limit."""
+
+    def code(self) -> grpc.StatusCode:
+        """As of a call."""
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_message_that_is_too_large_for_grpc(idempotent):
+    """It goes by the object store; at once where the model must not be asked twice."""
+    calls = []
+
+    def handle(way: str) -> SimpleNamespace:
+        async def answer() -> bytes:
+            calls.append(way)
+            if way == "gRPC":
+                raise TooLarge
+            return pickle.dumps(["response"])
+
+        remote = SimpleNamespace(remote=lambda *_, **__: answer())
+        return SimpleNamespace(call=remote, options=lambda **_: handle("gRPC"))
+
+    pool = ReplicaPool("large", handle("object store"), LimitsConfig())
+    pool.description = Description([], [], False, idempotent, ModelConfig("large"))
+    request = Request({}, {})
+    assert asyncio.run(pool.call(request, InferenceVerb.PREDICT)) == "response"
+    assert calls == (["gRPC", "object store"] if idempotent else ["object store"])
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,17 @@ def code(thing: Any) -> Markdown:
     return Markdown(f"```python\n{textwrap.dedent(inspect.getsource(thing)).strip()}\n```")
 
 
-def diff(old: ModuleType, new: ModuleType) -> Markdown:
-    """The changes that lead from one module's source to the other's."""
-    texts = [inspect.getsource(module).splitlines() for module in (old, new)]
+def diff(old: ModuleType, new: ModuleType, folded: type | None = None) -> Markdown:
+    """The changes that lead from one module's source to the other's.
+
+    folded: a class of the old module, of which only the first line is shown.
+    """
+    before, after = (inspect.getsource(module) for module in (old, new))
+    if folded:
+        body = inspect.getsource(folded)
+        before = before.replace(body, f"{body.splitlines()[0]} ...\n")
     names = [Path(module.__file__).name for module in (old, new)]
-    lines = difflib.unified_diff(*texts, *names, lineterm="", n=2)
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="", n=2)
     return Markdown("```diff\n" + "\n".join(lines) + "\n```")
 
 

@@ -14,7 +14,7 @@ from model.faults import inject
 from model.faults.experiment import Experiment, Fault, run_experiment
 from model.faults.network import Network
 from model.faults.nodes import Nodes
-from model.faults.observe import health, replicas, snapshots, wait_for_replicas
+from model.faults.observe import health, replicas, snapshots, wait_for_replicas, workers
 from model.faults.redis_server import Redis
 from model.faults.report import chosen, print_facts, report
 from model.loadtest.generator import closed_loop
@@ -91,12 +91,6 @@ def added(nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 
     new = sum(count for worker, count in now.items() if worker not in old)
     experiment.facts["share of the new node's replicas"] = new / now.total()
     return experiment
-
-
-def workers(server: ServerProcess, work: Workload, seconds: float = 3) -> Counter:
-    """Which processes that hold the model answer under load, and how often."""
-    run = closed_loop(server.predict, work, 16, seconds, warmup_s=0.5, keep_headers=True)
-    return Counter(sample.headers["x-worker"] for sample in run.samples if sample.headers)
 
 
 def cut(nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 40) -> Experiment:

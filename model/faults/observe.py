@@ -3,13 +3,16 @@
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import psutil
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.loadtest.generator import closed_loop
 from model.loadtest.server_process import ServerProcess
+from model.loadtest.workload import Workload
 
 REPLICAS_WITHIN_S = 60
 HEALTH = {
@@ -97,6 +100,12 @@ def _is_replica(process: psutil.Process, token: str | None) -> bool:
         return token is None or process.environ().get("RAY_AUTH_TOKEN") == token
     except psutil.Error:
         return False
+
+
+def workers(server: ServerProcess, work: Workload, seconds: float = 3) -> Counter[str]:
+    """The loaded models (x-worker) that answer under load, and how often each does."""
+    run = closed_loop(server.predict, work, 16, seconds, warmup_s=0.5, keep_headers=True)
+    return Counter(sample.headers["x-worker"] for sample in run.samples if sample.headers)
 
 
 def wait_for_replicas(server: ServerProcess, count: int) -> None:

@@ -16,12 +16,14 @@ from model.loadtest.workload import Workload
 def overload(server: ServerProcess, work: Workload, seconds: float = 60) -> Experiment:
     """Three times as many requests arrive as can be answered, of 8 images each.
 
-    So large, they cost much to answer and little to send and to reject. RuntimeError when none was
-    rejected.
+    So large, they cost much to answer and little to send and to reject. seconds: or as many as it
+    takes to fill the queue four times. RuntimeError when none was rejected.
     """
+    limit = metrics(server)[f"inference_admission_limit {server.name}"]
     eight = Workload(work.images[:16], work.labels[:16], images_per_request=8)
     calm = max(2.0, seconds / 10)
     capacity = closed_loop(server.predict, eight, 8, calm, warmup_s=1).throughput
+    seconds = max(seconds, 2 * limit / capacity)
     before = run_experiment(server, "", work, calm, clients=1).latency_s(0.5)
     memory: list[int] = []
     looks = [Observation(seconds * at, lambda: memory.append(server.memory())) for at in (0.4, 0.9)]
@@ -30,7 +32,6 @@ def overload(server: ServerProcess, work: Workload, seconds: float = 60) -> Expe
     if not experiment.rejected:
         raise RuntimeError("the server was not overloaded: no request was rejected")
     after = run_experiment(server, "", work, calm, clients=1).latency_s(0.5)
-    limit = metrics(server)[f"inference_admission_limit {server.name}"]
     experiment.facts |= {
         "evidence: overload": f"requests rejected: {experiment.rejected}",
         "arrivals a second": 3 * capacity,

@@ -155,7 +155,7 @@ def _version(model: ModelConfig, config: ServerConfig) -> str:
     """
     made = repr((_replica_arguments(model, config), config.replicas.num_replicas is None))
     digest = hashlib.sha256(made.encode())
-    for place in {Path(__file__).parent, source_of(model.target, model.folder)} - {None}:
+    for place in filter(None, (Path(__file__).parent, source_of(model.target, model.folder))):
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,6 +1,6 @@
 """KServe in front of applications that run already: `python -m model.serving.frontend --help`"""
 
-from model.serving.lifecycle import run
+from model.serving.lifecycle import cleaning_up, run
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     from model.serving.start import serve_backends
 
     print(config.listing(), flush=True)
-    with Cluster(config.cluster):
+    with cleaning_up(), Cluster(config.cluster):
         backends = {}
         for name in (model.name for model in config.models):
             try:

@@ -20,6 +20,7 @@ from ray import serve
 
 from model import SHARED_FOLDER
 from model.serving.config import CannotStart, ClusterConfig
+from model.serving.errors import reason
 from model.serving.machine import process_age
 from model.serving.upstream_ray import (
     STAY_ON_LOOPBACK,
@@ -65,7 +66,7 @@ class Cluster:
         process will run, and that `stop` deletes.
 
         Raises CannotStart when nobody answers at the address, when the cluster has an application
-        of such a name, or when this process is connected to Ray already.
+        of such a name, when this process is connected to Ray already, or when Ray itself fails.
         """
         if ray.is_initialized():
             raise CannotStart("this process is connected to Ray already: stop that cluster first")
@@ -81,9 +82,12 @@ class Cluster:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         try:
             _uninterrupted(self._thread, self._join if config.address else self._start)
-        except BaseException:
+        except BaseException as error:
             self.stop()
-            raise
+            if isinstance(error, CannotStart) or not isinstance(error, Exception):
+                raise
+            verb = "joined" if config.address else "started"
+            raise CannotStart(f"Ray cannot be {verb}: {reason(error)}") from error
 
     def _join(self) -> None:
         quiet = dict(log_to_driver=False, logging_level=logging.WARNING)

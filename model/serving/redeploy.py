@@ -1,6 +1,6 @@
 """Changes a running server without a pause: `python -m model.serving.redeploy --help`"""
 
-from model.serving.lifecycle import run
+from model.serving.lifecycle import cleaning_up, run
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     from model.serving.protocol import Description
     from model.serving.ray_cluster import Cluster
 
-    with Cluster(config.cluster):
+    with cleaning_up(), Cluster(config.cluster):
         running = serve.status().applications
         models = []
         for model in config.models:
@@ -44,6 +44,12 @@ def main() -> None:
         for name, result in deploy(config, time.time() if reload else 0).items():
             if isinstance(result, Exception):
                 raise CannotStart(f"{name}: {result}")
+            if not reload:
+                continue
+            told = result.broadcast("reload_failure").results(timeout_s=60, return_exceptions=True)
+            for failure in told:
+                if isinstance(failure, str):
+                    raise CannotStart(f"{name} goes on as it was: {failure}")
     print(config.describe(), flush=True)
 
 

@@ -50,6 +50,7 @@ class Replica(WorkerThread):
         self._watchdog_timeout_s = watchdog_timeout_s
         self._backlog, self._backlog_seen, self._batches = 0, float("-inf"), 0
         self._reload_at: float | None = None
+        self._reload_failure: str | None = None
         self._batcher: Batcher | None = None
         if batching is not None and batching.where == "replica":
             self._batcher = Batcher(
@@ -102,12 +103,22 @@ class Replica(WorkerThread):
         """Load the model again when the deployment's `user_config` asks for it; requests go on.
 
         config: {"reload_at": a moment}; a later one than before asks for it. Ray calls this also
-        once the replica is made.
+        once the replica is made. Where loading fails the replica goes on with what it has: Ray
+        would end it, and all others with it.
         """
         moment = config["reload_at"]
         if self._reload_at is not None and moment > self._reload_at:
-            await asyncio.get_running_loop().run_in_executor(None, self.reload)
+            self._reload_failure = None
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self.reload)
+            except Exception as error:
+                logger.exception("the model could not be loaded again")
+                self._reload_failure = reason(error)
         self._reload_at = max(moment, self._reload_at or moment)
+
+    def reload_failure(self) -> str | None:
+        """Why the model could not be loaded again when this was asked for last."""
+        return self._reload_failure
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray's controller hands to routing.scale_by_backlog."""

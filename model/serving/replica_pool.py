@@ -130,7 +130,9 @@ class ReplicaPool:
         A call that is given up, or that nobody waits for any more, is cancelled in the replica too.
         """
         payload = pickle.dumps(list(requests), pickle.HIGHEST_PROTOCOL)
-        deadline, attempts, handle = time.monotonic() + self._limits.request_timeout_s, 0, None
+        deadline, attempts = time.monotonic() + self._limits.request_timeout_s, 0
+        # gRPC refuses large responses too, and then the call has been made: it is made again.
+        handle = None if self.description.idempotent else self._by_reference
         while True:
             left = deadline - time.monotonic()
             try:

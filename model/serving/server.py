@@ -67,14 +67,14 @@ def _loop_factory(event_loop: str) -> Callable[[], asyncio.AbstractEventLoop] | 
 
 async def _serve(application: Application, config: ServerConfig, wrap: Wrap | None) -> None:
     """Both protocols on this event loop."""
-    asgi = wrap(application.asgi) if wrap else application.asgi
-    http = _HttpServer(_uvicorn(asgi, config.endpoint))
-    rpc = None
-    if config.endpoint.grpc_port is not None:
-        rpc = _grpc(application, config.endpoint)
-        await rpc.start()
     stopping = asyncio.Event()
     with _signals(stopping.set):
+        asgi = wrap(application.asgi) if wrap else application.asgi
+        http = _HttpServer(_uvicorn(asgi, config.endpoint))
+        rpc = None
+        if config.endpoint.grpc_port is not None:
+            rpc = _grpc(application, config.endpoint)
+            await rpc.start()
         announcement = asyncio.create_task(_announce(config))
         serving = asyncio.create_task(http.serve())
         waiting = asyncio.create_task(stopping.wait())
@@ -165,15 +165,19 @@ class _HttpServer(uvicorn.Server):
 
 @contextlib.contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """In this block SIGTERM and SIGINT call `stop`, again and again."""
+    """In this block SIGTERM and SIGINT call `stop`, again and again; after it nothing.
+
+    What is left to do then is short, and must be done. (Handlers of the event loop itself would
+    leave Python's default behind.)
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
     try:
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _grpc(application: Application, endpoint: EndpointConfig) -> grpc.aio.Server:

@@ -3,6 +3,7 @@
 from model.serving.backend import Backend, Unavailable
 from model.serving.batched_model import BatchedModel
 from model.serving.config import ServerConfig
+from model.serving.lifecycle import cleaning_up
 from model.serving.server import Wrap, serve_models
 
 
@@ -44,7 +45,7 @@ def _in_replicas(config: ServerConfig, wrap: Wrap | None) -> None:
     from model.serving.ray_cluster import Cluster
     from model.serving.replica_pool import ReplicaPool
 
-    with Cluster.announced(config.cluster, [model.name for model in config.models]):
+    with cleaning_up(), Cluster.announced(config.cluster, [model.name for model in config.models]):
         backends: dict[str, Backend] = {}
         for name, handle in deploy(config).items():
             if isinstance(handle, Exception):
