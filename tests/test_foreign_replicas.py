@@ -219,6 +219,7 @@ def test_a_config_file_and_a_frontend(tmp_path_factory):
         env = os.environ | ray.env | {"RAY_ADDRESS": ray.address}
         done = subprocess.run(serve, cwd=folder, env=env, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr
+        assert until(lambda: len(ray.serve_processes()) == 2, 90)  # a controller, a replica
         join = ["--address", ray.address, "--model_name", "words"]
         with ServerProcess("model.serving.frontend", *join, **ray.env) as server:
             served = Served(server, folder)
@@ -226,6 +227,6 @@ def test_a_config_file_and_a_frontend(tmp_path_factory):
             assert server.process.pid not in {int(pid) for pid, *_ in notes(folder, "imported")}
         missing = run("model.serving.frontend", *join[:2], "other", **ray.env)
         assert missing.returncode == 1 and "'other'" in missing.stderr.splitlines()[-1]
-        assert len(ray.serve_processes()) == 2  # a controller, a replica
+        assert len(ray.serve_processes()) == 2
     finally:
         ray.end()

@@ -135,6 +135,7 @@ def _uvicorn(app, endpoint: EndpointConfig, **more) -> uvicorn.Config:
         ssl_certfile=certificate,
         ws="none",  # else a client that asks for a WebSocket never gets an answer
         lifespan="off",
+        timeout_worker_healthcheck=60,  # a process that imports and loads does not answer yet
         **more,
     )
 
