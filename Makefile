@@ -6,11 +6,12 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test notebooks bench against peers reliability cluster capacity fuzz lint pins clean
+.PHONY: help lab test test-long notebooks bench against peers reliability cluster capacity fuzz lint pins clean
 
 help:
 	@echo "make lab         opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
-	@echo "make test        runs make lint, every test and every notebook (ARGS=... for pytest)"
+	@echo "make test        runs make lint, the tests and every notebook (ARGS=... for pytest)"
+	@echo "make test-long   runs the longer tests: faults, clusters, containers, load, exercises"
 	@echo "make notebooks   executes all notebooks in order and writes them back executed"
 	@echo "make bench       measures the ladder of configurations, draws imgs/ladder.png (ARGS=... names some)"
 	@echo "make against     measures this commit's server beside another's (ARGS=COMMIT ...)"
@@ -20,7 +21,7 @@ help:
 	@echo "make capacity    compares predicted with measured loads, draws imgs/capacity.png"
 	@echo "make fuzz        sends malformed and unusual requests to both servers"
 	@echo "make lint        checks style, formatting and which part of model/ imports which"
-	@echo "make pins        updates requirements.txt to the newest packages"
+	@echo "make pins        updates requirements.txt to the newest packages (ARGS=... for uv)"
 	@echo "make clean       removes .venv, .venv-peers, .uv and caches"
 	@echo "Each sets up .venv first, if it is missing or stale."
 
@@ -32,12 +33,19 @@ lab: .venv/.ready
 	@echo "lab: JupyterLab opens in your browser, or at the address below; Ctrl-C twice ends it"
 	@.venv/bin/jupyter lab $(AS_ROOT) --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
 
-# Most tests wait for servers to start, so two files of them run at a time, in the order of their
-# names; those that measure come after them, alone. 5: ARGS selected no test of that phase.
+# Tests wait for servers to start much of the time, so two units of them run at a time
+# (tests/conftest.py says what a unit is).
+TWO = -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: lint
-	@echo "test: every test and notebook"
-	@$(PYTHON_BIN) -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS); most=$$?; \
-		$(PYTHON_BIN) -m pytest -m alone $(ARGS); alone=$$?; \
+	@echo "test: tests and notebooks, about 10 minutes; make test-long has the rest"
+	@$(PYTHON_BIN) -m pytest -m "not long" $(TWO) $(ARGS)
+
+# Those that measure come last, alone. 5: ARGS selected no test of that phase.
+test-long: lint
+	@echo "test-long: about 20 minutes"
+	@$(PYTHON_BIN) -m pytest -m "long and not alone" $(TWO) $(ARGS); most=$$?; \
+		$(PYTHON_BIN) -m pytest -m "long and alone" $(ARGS); alone=$$?; \
 		case $$most$$alone in 00 | 05 | 50) ;; *) exit 1 ;; esac
 
 lint: .venv/.ready
@@ -86,7 +94,7 @@ fuzz: .venv/.ready
 # failure leaves the old ones.
 pins: .venv/.ready
 	@echo "pins: resolving pyproject.toml, with all its groups, for every platform and Python"
-	@unset UV_TORCH_BACKEND; PATH="$$PATH:$(CURDIR)/.uv/bin" uv pip compile pyproject.toml \
+	@unset UV_TORCH_BACKEND; PATH="$$PATH:$(CURDIR)/.uv/bin" uv pip compile pyproject.toml $(ARGS) \
 		--all-extras --no-config --universal --upgrade --python $(PYTHON_BIN) \
 		--quiet --no-header --no-annotate --output-file .venv/pins.txt
 	@grep -v -E '^(nvidia-|cuda-|triton==)' .venv/pins.txt > requirements.txt

@@ -19,7 +19,19 @@ from model.loadtest.server_process import ServerProcess
 from model.serving.machine import free_port
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = "test_notebooks.py"
 BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what stays together in one process, where several run tests: a file, or a notebook.
+
+    Notebooks come first: they take longest, and should not be what is left at the end.
+    """
+    for item in items:
+        unit = item.nodeid if item.path.name == NOTEBOOKS else item.path.name
+        item.add_marker(pytest.mark.xdist_group(unit))
+    items.sort(key=lambda item: item.path.name != NOTEBOOKS)
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> object:

@@ -22,6 +22,8 @@ from tests.samples import GOOD
 from tests.test_reliability import assert_nothing_lost
 from tests.ways import assert_equal
 
+pytestmark = pytest.mark.long
+
 CONFIG = {
     "applications": [
         {

@@ -25,6 +25,8 @@ from tests.conftest import ROOT, needs_network, needs_tool, until
 from tests.manifests import Manifests, cores, env, in_bytes
 from tests.test_deploy import EDITS
 
+pytestmark = pytest.mark.long
+
 CODE = "/mnt"  # where the sandbox has the package `model`, and nothing else of the repository
 MODELS = f"{CODE}/models"  # /models of the image
 CGROUP = "/sys/fs/cgroup"

@@ -18,6 +18,8 @@ from model.faults.plots import outcomes_over_time
 from model.loadtest.run import RIGHT, Sample
 from model.loadtest.workload import Workload
 
+pytestmark = pytest.mark.long
+
 WORK = Workload([b"an image"], ["red star"])
 SECONDS = 0.6
 

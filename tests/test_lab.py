@@ -8,10 +8,13 @@ import subprocess
 from pathlib import Path
 
 import nbformat
+import pytest
 import requests
 
 from model.serving.machine import free_port
 from tests.conftest import ROOT, needs_tool, until
+
+pytestmark = pytest.mark.long
 
 FIRST = ROOT / "notebooks/01_architecture.ipynb"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -18,7 +18,7 @@ from model.loadtest.workload import Workload
 from model.serving import cli
 from model.serving.machine import free_port
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from model.loadtest.workload import Workload
 from model.serving.machine import free_port
 from tests.conftest import needs_tool, until
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 LABELS = list(shapes.LABELS)
 WORK = Workload([label.encode() for label in LABELS], LABELS)  # Known reads them as images

@@ -24,6 +24,8 @@ from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 from tests.conftest import until
 
+pytestmark = pytest.mark.long
+
 NAME = "custom-model"
 
 

@@ -10,8 +10,9 @@ import os
 import pickle
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ from tests.conftest import until
 from tests.tiny_models import TinyReplica
 from tests.ways import assert_plain
 
+UPSTREAM = "RayModel {} now: row {} can go"
 KINDS = pytest.mark.parametrize("kind", ["stock", "mended"])
 WATCHDOG_S = 4
 
@@ -104,11 +106,21 @@ def assert_try_again(response: requests.Response) -> None:
     assert_plain(response.json()["error"])
 
 
+def assert_raises(error: type[Exception], call: Callable, else_say: str) -> None:
+    """As pytest.raises, with a sentence of one's own where nothing is raised."""
+    try:
+        call()
+    except error:
+        return
+    pytest.fail(else_say)
+
+
 @KINDS
 def test_1_the_verb_reaches_the_replica(server, kind):
     """:explain is explained; stock answers it with a prediction."""
     body = ask(server, f"{kind}-steady", "pid", verb="explain").json()
-    assert list(body) == ["predictions" if kind == "stock" else "explanations"]
+    said = UPSTREAM.format("passes the verb", 1) if kind == "stock" else body
+    assert list(body) == ["predictions" if kind == "stock" else "explanations"], said
 
 
 @KINDS
@@ -123,7 +135,8 @@ def test_2_load_does_not_load_again(cluster, folder, kind):
     for _ in range(2):
         model.load()
     if kind == "stock":
-        assert model.ready and until(lambda: loads() == before + 2)
+        mended = UPSTREAM.format("does not load again", 2)
+        assert model.ready and until(lambda: loads() == before + 2), mended
     else:
         assert model.description.inputs == [] and loads() == before
         assert asyncio.run(model.healthy())
@@ -134,8 +147,8 @@ def test_2_load_does_not_load_again(cluster, folder, kind):
 def test_4_grpc_requests_reach_the_replica(server, kind):
     """A gRPC request is answered; stock cannot pickle it."""
     if kind == "stock":
-        with pytest.raises(grpc.RpcError):
-            ask_grpc(server, "stock-steady")
+        mended = UPSTREAM.format("carries gRPC", 4)
+        assert_raises(grpc.RpcError, lambda: ask_grpc(server, "stock-steady"), mended)
     else:
         assert ask_grpc(server, "mended-steady").outputs[0].contents.int64_contents[0] > 0
 
@@ -146,7 +159,8 @@ def test_5_an_error_of_the_model_arrives_as_itself(server, kind):
     response = ask(server, f"{kind}-steady", "refuse")
     assert response.status_code == 400
     if kind == "stock":
-        assert "pid=" in response.json()["error"] and "ip=" in response.json()["error"]
+        error = response.json()["error"]
+        assert "pid=" in error and "ip=" in error, UPSTREAM.format("sends plain errors", 5)
     else:
         assert response.json() == {"error": "there is no such image"}
 
@@ -167,8 +181,9 @@ def test_6_overload(server, folder, kind):
         release.touch()
     assert [request.result().status_code for request in accepted] == [200, 200]
     if kind == "stock":
-        assert {response.status_code for response in refused} == {500}
-        assert error.value.code() is not grpc.StatusCode.UNAVAILABLE
+        mended = UPSTREAM.format("says that it is busy", 6)
+        assert {response.status_code for response in refused} == {500}, mended
+        assert error.value.code() is not grpc.StatusCode.UNAVAILABLE, mended
     else:
         for response in refused:
             assert_try_again(response)
@@ -182,8 +197,9 @@ def test_8_a_stuck_replica(server, folder, kind):
     release = folder / f"{kind}-stuck"
     never = {"until": str(release)}
     if kind == "stock":
-        with pytest.raises(requests.ReadTimeout):
-            ask(server, "stock-narrow", never, timeout=3)
+        mended = UPSTREAM.format("has a time limit", 8)
+        waiting = partial(ask, server, "stock-narrow", never, timeout=3)
+        assert_raises(requests.ReadTimeout, waiting, mended)
         release.touch()
         return
     response = ask(server, "hurried-narrow", never, timeout=30)
@@ -299,7 +315,8 @@ def accident(server: ServerProcess, folder: Path) -> dict[str, requests.Response
 def test_7_a_lost_replica(accident, kind):
     """A request whose replica dies gets 503, try again; stock gets 500."""
     if kind == "stock":
-        assert accident["stock"].status_code == 500
+        mended = UPSTREAM.format("handles a lost replica", 7)
+        assert accident["stock"].status_code == 500, mended
     else:
         assert_try_again(accident["mended"])
 
@@ -309,7 +326,8 @@ def test_3_readiness_is_the_truth(server, accident, kind):
     """With every replica dead the model is not ready, also over gRPC; stock says it is."""
     ready = f"{server.url}/v2/models/{kind}-mortal/ready"
     if kind == "stock":
-        assert requests.get(ready).status_code == 200
+        status = requests.get(ready).status_code
+        assert status == 200, UPSTREAM.format("is not ready without replicas", 3)
         return
     assert until(lambda: requests.get(ready).status_code == 503)
     assert_try_again(requests.get(ready))
@@ -332,7 +350,7 @@ def test_2_load_tells_that_it_failed(accident, monkeypatch, kind):
     if kind == "stock":
         model = RayModel("mortal", handle)
         model.load()
-        assert model.ready
+        assert model.ready, UPSTREAM.format("notices that loading failed", 2)
         return
     pool = ReplicaPool("mortal", handle, LimitsConfig())
     with pytest.raises(ModelNotReady) as error:

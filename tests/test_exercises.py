@@ -1,0 +1,117 @@
+"""Each exercise's check tells a stub and a wrong solution from a right one."""
+
+import ast
+import copy
+import inspect
+import re
+import textwrap
+
+import nbformat
+import pytest
+
+from model.course import checks
+from notebooks import solutions
+from tests.test_notebooks import PATHS, execute
+
+# Exercises that are a function, with a wrong solution each.
+WRONG = {
+    "clients_needed": "def clients_needed(rate, latency):\n    return round(rate * latency)",
+    "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
+    "batches": "def batches(waiting, free, largest):\n    return [min(waiting, largest)]",
+    "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
+    "longest_gap": "def longest_gap(requests):\n    return max(t for t, _ in requests)",
+    "bounded": "def bounded(rate, wait_s):\n    return ['--max_queued_requests', '100']",
+    "replicas_needed": "def replicas_needed(rate, s, share):\n    return round(rate * s)",
+    "container_cpus": "def container_cpus(replicas, cpus):\n    return int(replicas * cpus)",
+}
+# Exercises on a live server: what makes the solution wrong, once or more, and how the cell begins
+# that writes it, where it is a file.
+LIVE = {
+    "scale_hello": [("num_replicas=replicas", "num_replicas=2")],
+    "sentiment": [("sum(", "len("), ("raise InvalidInput", "raise ValueError")],
+    "three_steps": [("num_replicas=2", "num_replicas=1")],
+}
+FILES = {
+    "sentiment": "%%writefile {folder}/sentiment.py",
+    "three_steps": "%%writefile {folder}/my_server.py",
+}
+
+
+def notebooks() -> dict[str, list[nbformat.NotebookNode]]:
+    """The cells of each notebook."""
+    return {path.stem: nbformat.read(path, as_version=4).cells for path in PATHS}
+
+
+def exercises(cells: list[nbformat.NotebookNode]) -> list[str]:
+    """The names that the cells' checks are about, in order."""
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    return [
+        name
+        for source in sources
+        for name in re.findall(r"^(?:await )?check_(\w+)\(", source, re.M)
+    ]
+
+
+def test_every_exercise_has_its_solution():
+    """And each notebook an exercise; none is left over here."""
+    found = {stem: exercises(cells) for stem, cells in notebooks().items()}
+    assert all(found.values()), found
+    written = [name for name, thing in vars(solutions).items() if inspect.isfunction(thing)]
+    assert sorted(sum(found.values(), [])) == sorted(written) == sorted([*WRONG, *LIVE])
+
+
+def defined(source: str, name: str):
+    """The function of that name in a source."""
+    namespace = {}
+    exec(source, namespace)
+    return namespace[name]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_function(name, capsys):
+    """As it stands in the notebook, wrongly, and rightly."""
+    cells = sum(notebooks().values(), [])
+    [stub] = [cell.source for cell in cells if cell.source.startswith(f"def {name}(")]
+    right = inspect.getsource(getattr(solutions, name))
+    for source, verdict in ((stub, "not yet"), (WRONG[name], "not yet"), (right, "right")):
+        getattr(checks, f"check_{name}")(defined(source, name))
+        assert capsys.readouterr().out.startswith(f"{verdict}: ")
+
+
+def attempts(name: str) -> list[str]:
+    """Cells that solve an exercise on a live server: wrongly, once or more, at last rightly."""
+    source = inspect.getsource(getattr(solutions, name))
+    if name in FILES:  # below the docstring stands the file
+        first = ast.parse(source).body[0].body[1].lineno - 1
+        source = textwrap.dedent("".join(source.splitlines(keepends=True)[first:]))
+    wrong = [source.replace(*change) for change in LIVE[name]]
+    assert source not in wrong, "a change finds nothing to change"
+    head = f"{FILES[name]}\n" if name in FILES else ""
+    return [head + text for text in (*wrong, source)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LIVE)
+def test_on_a_live_server(name, traces, tmp_path_factory):
+    """In the notebook, which ends behind the exercise here: as it stands, wrongly, and rightly."""
+    [cells] = [cells for cells in notebooks().values() if name in exercises(cells)]
+    [at] = [i for i, cell in enumerate(cells) if name in exercises([cell])]
+    tried = cells[: at + 1]
+    for attempt in attempts(name):
+        check = copy.deepcopy(cells[at])
+        check.id = nbformat.v4.new_code_cell().id
+        tried += [nbformat.v4.new_code_cell(attempt), check]
+    file = tmp_path_factory.mktemp("exercise") / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=tried), file)
+    ran = execute(file, traces.env)
+    assert ran.returncode == 0, ran.stdout
+    executed = nbformat.read(file, as_version=4).cells
+    told = [verdict(cell) for cell in executed if exercises([cell])]
+    assert told == ["not yet"] * (len(attempts(name))) + ["right"]
+    assert traces.left() == []
+
+
+def verdict(cell: nbformat.NotebookNode) -> str:
+    """What the check of an exercise says, up to the colon; it may say before that a server runs."""
+    text = "".join(output.get("text", "") for output in cell.outputs)
+    return re.search(r"^(not yet|right):", text, re.MULTILINE)[1]
