@@ -35,7 +35,7 @@ lab: .venv/.ready
 
 # Tests wait for servers to start much of the time, so two units of them run at a time
 # (tests/conftest.py says what a unit is).
-TWO = -n 2 --dist loadgroup --no-loadscope-reorder
+TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	@echo "test: tests and notebooks, about 10 minutes; make test-long has the rest"

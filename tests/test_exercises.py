@@ -11,6 +11,7 @@ import pytest
 
 from model.course import checks
 from notebooks import solutions
+from tests.conftest import until
 from tests.test_notebooks import PATHS, execute
 
 # Exercises that are a function, with a wrong solution each.
@@ -107,8 +108,8 @@ def test_on_a_live_server(name, traces, tmp_path_factory):
     assert ran.returncode == 0, ran.stdout
     executed = nbformat.read(file, as_version=4).cells
     told = [verdict(cell) for cell in executed if exercises([cell])]
-    assert told == ["not yet"] * (len(attempts(name))) + ["right"]
-    assert traces.left() == []
+    assert told == ["not yet"] * len(attempts(name)) + ["right"]
+    assert until(lambda: not traces.processes())  # files may stay: the cut took the end away
 
 
 def verdict(cell: nbformat.NotebookNode) -> str:

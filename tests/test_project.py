@@ -36,7 +36,6 @@ USED_WITHOUT_IMPORT = {
     "jupyterlab": "make lab",
     "nbmake": "tests/test_notebooks.py runs it",
     "jsonschema": "a bound on what JupyterLab and kubernetes-validate bring",
-    "pytest-xdist": "make test: pytest -n 2",
     "ruff": "make lint",
     "import-linter": "make lint",
 }
