@@ -38,12 +38,12 @@ lab: .venv/.ready
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
-	@echo "test: tests and notebooks, about 10 minutes; make test-long has the rest"
+	@echo "test: tests and notebooks; make test-long has the rest"
 	@$(PYTHON_BIN) -m pytest -m "not long" $(TWO) $(ARGS)
 
 # Those that measure come last, alone. 5: ARGS selected no test of that phase.
 test-long: lint
-	@echo "test-long: about 20 minutes"
+	@echo "test-long: the longer tests; leave the machine to them"
 	@$(PYTHON_BIN) -m pytest -m "long and not alone" $(TWO) $(ARGS); most=$$?; \
 		$(PYTHON_BIN) -m pytest -m "long and alone" $(ARGS); alone=$$?; \
 		case $$most$$alone in 00 | 05 | 50) ;; *) exit 1 ;; esac

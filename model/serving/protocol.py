@@ -32,7 +32,7 @@ class Description(NamedTuple):
     inputs: list[dict]
     outputs: list[dict]
     has_predict_batch: bool
-    idempotent: bool  # whether a request may be sent again when its replica is lost
+    idempotent: bool  # whether a request may be retried when its replica is lost
     model: ModelConfig
 
 
