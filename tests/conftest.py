@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,20 +94,21 @@ class Traces:
         return [p for p in psutil.process_iter() if _environ(p).items() >= self.env.items()]
 
     def left(self) -> list[str]:
-        """What is there, given 10 seconds to go: processes, temporary files, Ray's folders."""
-        until(lambda: not self._now(), 10)
-        return self._now()
+        """What is there now and does not go in 10 seconds: processes, files, shared memory."""
+        left = self._now()
+        until(lambda: not left.intersection_update(self._now()) and not left, 10)
+        return sorted(left)
 
-    def _now(self) -> list[str]:
+    def _now(self) -> set[str]:
         # torch makes an empty folder of its own, torchinductor_USER, when torchvision is imported.
         found = glob.glob(f"{self.env['TMPDIR']}/*")
-        files = [file for file in found if not Path(file).name.startswith("torchinductor_")]
-        files += [name for name in self._shared() - self._before if not _in_use(name)]
-        return files + [str(process) for process in self.processes()]
+        files = {file for file in found if not Path(file).name.startswith("torchinductor_")}
+        files |= {name for name in self._shared() - self._before if not _in_use(name)}
+        return files | {str(process) for process in self.processes()}
 
     @staticmethod
     def _shared() -> set[str]:
-        return {*glob.glob("/tmp/ray-*"), *glob.glob("/dev/shm/*")}
+        return set(glob.glob("/dev/shm/*"))
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:
@@ -130,9 +132,10 @@ def _in_use(name: str) -> bool:
 
 
 @pytest.fixture
-def traces(tmp_path: Path) -> Traces:
+def traces() -> Iterator[Traces]:
     """Marks processes with `traces.env`; `traces.left()` is empty when nothing of them stays."""
-    return Traces(tmp_path)
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:  # short, for Ray's sockets
+        yield Traces(Path(folder))
 
 
 @pytest.fixture(scope="session")

@@ -233,11 +233,13 @@ def test_service_times_are_read_from_loads():
         cpu = {"frontend": batches * (0.001 + 0.002 * size) / 20}
         return SimpleNamespace(headers=headers, cpu=cpu, seconds=20, in_flight=size)
 
-    found = fit_service_times([run(4), run(1), run(9, batches=3)])
+    found = fit_service_times([run(4), run(1), run(9, batches=3), run(2, batches=0)])
     assert found.measured == pytest.approx({1: 0.023, 4: 0.068})  # of 9 too few were seen
     parts = found.frontend_s, found.response_s, found.call_s, found.hop_s
     assert parts == pytest.approx((0.001, 0.001, 0.001, 0.013))
     assert found.alone_s() == pytest.approx(0.039)
+    with pytest.raises(ValueError, match="measure for longer"):
+        fit_service_times([run(9, batches=3), run(2, batches=0)])
 
 
 def test_a_call_takes_the_frontends_time_and_the_hop_the_replicas():
@@ -291,6 +293,9 @@ def test_predictions_stand_beside_what_was_measured():
     (row,) = compare([(scenario, record)], REAL, 500)
     assert row["scenario"] == "1 replica, batches to 16, 8 clients"
     assert row["throughput_error"] == 0 and row["p50_ms_error"] == pytest.approx(1)
+    (nothing,) = compare([(scenario, record | {"throughput": 0.0})], REAL, 500)
+    assert math.isnan(nothing["throughput_error"])
+    assert figure([nothing], extrapolate(REAL, (1,), (1,), requests=200), "nothing answered")
     rows = extrapolate(REAL, (1, 40), (1, 4), requests=200)
     assert [(row["frontends"], row["replicas"]) for row in rows] == [(1, 1), (1, 40), (4, 40)]
     assert rows[1]["throughput"] == pytest.approx(rows[1]["frontend_limit"], rel=0.1)

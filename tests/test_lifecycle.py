@@ -134,10 +134,10 @@ def test_joining_a_cluster(traces, foreign):
     assert foreign.is_as_it_was()
 
 
-def test_a_server_that_cannot_load_its_model(traces):
+def test_a_server_that_cannot_load_its_model(traces, tmp_path):
     """It ends with a sentence that says what to do, and leaves nothing behind."""
     nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    nowhere |= {"no_proxy": "", "NO_PROXY": "", "TORCH_HOME": traces.env["TMPDIR"] + "-torch"}
+    nowhere |= {"no_proxy": "", "NO_PROXY": "", "TORCH_HOME": str(tmp_path)}
     options = ["--in_process", "--set", "weights=imagenet"]
     ended = run("model.serving", *options, **nowhere, **traces.env)
     assert ended.returncode == 1 and "Unset MODEL_WEIGHTS" in ended.stderr.splitlines()[-1]

@@ -31,9 +31,10 @@ def fit_service_times(runs: Iterable[Run], least: int = 5) -> ServiceTimes:
 
     runs: with kept headers of requests of one image, and KServe's process watched as "frontend";
     with batches of at least two sizes, and one with no more clients than replicas, none of which
-    waits. least: sizes of which fewer batches were seen do not count. Raises ValueError as `fit`.
+    waits. Runs in which nothing was answered do not count. least: nor do sizes of which fewer
+    batches were seen. Raises ValueError where too little is left: measure for longer.
     """
-    runs, seconds, frontends = list(runs), defaultdict(list), []
+    runs, seconds, frontends = [run for run in runs if run.headers], defaultdict(list), []
     for run in runs:
         batches = defaultdict(list)
         for h in run.headers:
@@ -43,6 +44,8 @@ def fit_service_times(runs: Iterable[Run], least: int = 5) -> ServiceTimes:
         cpu_s = run.cpu["frontend"] * run.seconds
         frontends.append((len(run.headers) / len(batches), cpu_s / len(batches)))
     medians = {n: statistics.median(s) for n, s in sorted(seconds.items()) if len(s) >= least}
+    if not medians:
+        raise ValueError(f"no size of batches was seen {least} times: measure for longer")
     spread = statistics.median(statistics.stdev(seconds[n]) / medians[n] for n in medians)
     call_s, frontend_s = fit(frontends)
     lone = min(runs, key=lambda run: run.in_flight).headers

@@ -6,6 +6,7 @@ measured. Then the same service times say how many replicas larger loads would t
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from model.capacity.extrapolation import extrapolate
@@ -30,8 +31,9 @@ def validate(
 ) -> tuple[ServiceTimes, list[dict]]:
     """Fit service times to loads of a server, and predict six others: (times, rows as `compare`).
 
-    server: of model.serving, with so many replicas and no other load. seconds: of each load. The
-    loads for the fit are run before and after the others, as machines drift.
+    server: of model.serving, with so many replicas and no other load. seconds: of each load
+    that is predicted. Those for the fit take half as long, but a second at least; they are run
+    before and after the others, as machines drift.
     """
     known: list[Run] = []
 
@@ -39,12 +41,12 @@ def validate(
         watch = {server.process.pid: "frontend"}
         how = {"warmup_s": 0.5, "keep_headers": True, "watch": watch}
         for clients in (2, 6, 12, 24, 40):
-            known.append(closed_loop(server.predict, work, clients, seconds / 2, **how))
+            known.append(closed_loop(server.predict, work, clients, max(seconds / 2, 1), **how))
 
     learn()
     most = max(run.throughput for run in known)
     scenarios = [Scenario(replicas, clients=n) for n in (4, 16, 32)]
-    scenarios += [Scenario(replicas, rate=round(share * most)) for share in (0.3, 0.5, 0.7)]
+    scenarios += [Scenario(replicas, rate=max(1, round(share * most))) for share in (0.3, 0.5, 0.7)]
     pairs = []
     for scenario in scenarios:
         load = {"rate": scenario.rate} if scenario.rate else {"clients": scenario.clients}
@@ -60,7 +62,7 @@ def compare(
 ) -> list[dict]:
     """For each record of records.measure a row: what was predicted, measured, and the error.
 
-    The error is predicted / measured - 1, for throughput, p50 and p95.
+    The error is predicted / measured - 1, for throughput, p50, p95; nan if nothing was answered.
     """
     rows = []
     for scenario, record in pairs:
@@ -72,7 +74,7 @@ def compare(
         for name in COMPARED:
             predicted, measured = getattr(found, name), record[name]
             row |= {f"{name}_predicted": predicted, f"{name}_measured": measured}
-            row |= {f"{name}_error": predicted / measured - 1}
+            row |= {f"{name}_error": predicted / measured - 1 if measured else math.nan}
         rows.append(row)
     return rows
 

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from model.faults.inject import is_gone, kill
 from model.faults.network import Network
 from model.faults.redis_server import Redis
 from model.loadtest.server_process import WITH_PARENT
-from model.serving.machine import free_port
+from model.serving.machine import free_port, ray_folder
 
 READY_WITHIN_S = 60
 # Of the nodes in turn. Ray rewrites 127.0.0.1 itself to this machine's own address.
@@ -60,7 +59,7 @@ class Nodes:
         after it. env: environment variables to add. Raises RuntimeError when a node does not
         start.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
+        self.folder = ray_folder()
         self._network = network
         self.address = f"{network.head if network else LOOPBACK.format(1)}:{free_port()}"
         self.env = fresh_token()

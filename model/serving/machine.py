@@ -1,7 +1,8 @@
-"""What this machine offers a server: cores, free ports, and how long this process has run."""
+"""What this machine offers a server: cores, free ports, folders; how long this process has run."""
 
 import math
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def ray_folder() -> Path:
+    """A new folder for a Ray cluster's sockets and logs, whose owner removes it.
+
+    It lies among the temporary files (TMPDIR), or in /tmp where that path is too long: with what
+    Ray adds, a socket's path may have 104 characters at most.
+    """
+    short = len(tempfile.gettempdir()) <= 20
+    return Path(tempfile.mkdtemp(prefix="ray-", dir=None if short else "/tmp"))
 
 
 def process_age() -> float:

@@ -9,11 +9,11 @@ import secrets
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import ray
 from ray import serve
@@ -21,7 +21,7 @@ from ray import serve
 from model import SHARED_FOLDER
 from model.serving.config import CannotStart, ClusterConfig
 from model.serving.errors import reason
-from model.serving.machine import process_age
+from model.serving.machine import process_age, ray_folder
 from model.serving.upstream_ray import (
     STAY_ON_LOOPBACK,
     environment,
@@ -71,7 +71,7 @@ class Cluster:
         if ray.is_initialized():
             raise CannotStart("this process is connected to Ray already: stop that cluster first")
         self._config, self._applications = config, tuple(applications)
-        self._folder: str | None = None
+        self._folder: Path | None = None
         self._joined, self._serve_was_there = False, True
         # Linux ends Ray's processes with the thread that started them, so it stays.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -107,9 +107,8 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Who has the token can run code on the cluster. Ray would keep one in the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray's sockets lie in this folder, and their paths must stay short.
-        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        variables = dict.fromkeys(("TMPDIR", "RAY_TMPDIR", SHARED_FOLDER), self._folder)
+        self._folder = ray_folder()
+        variables = dict.fromkeys(("TMPDIR", "RAY_TMPDIR", SHARED_FOLDER), str(self._folder))
         variables |= STAY_ON_LOOPBACK | KEEP_MEMORY | FAST_REACTIONS | GRPC_MESSAGE_BYTES
         lean = contextlib.nullcontext()
         if self._config.dashboard is None:
