@@ -3,6 +3,8 @@
 Where the exercise is a file, the function's body is the file.
 """
 
+import time
+
 from ray import serve
 
 
@@ -62,9 +64,26 @@ def three_steps() -> None:
         ModelServer().start([model])
 
 
-def clients_needed(rate: float, latency: float) -> int:
-    """Notebook 4: Little's law. (Rounded first, as 0.1 and the like are not exact.)"""
-    return int(-(-round(rate * latency, 9) // 1))
+def client(url: str, body: bytes, until: float) -> list[tuple[float, float]]:
+    """Notebook 4: the next request is sent when the response to the last one is here."""
+    import requests
+
+    times = []
+    with requests.Session() as session:
+        while (sent := time.monotonic()) < until:
+            session.post(url, data=body, headers={"Content-Type": "application/json"})
+            times.append((sent, time.monotonic()))
+    return times
+
+
+def ongoing() -> None:
+    """Notebook 4: the file my_server.py."""
+    from model.basics import ray_server
+
+    Mine = ray_server.Replica.options(max_ongoing_requests=16)
+
+    if __name__ == "__main__":
+        ray_server.main(Mine)
 
 
 def waited(requests: list[tuple[float, float, float]]) -> float:
@@ -87,15 +106,44 @@ def low_latency(cores: int) -> list[str]:
     return ["--num_replicas", "1", "--batch_wait_ms", "0"]
 
 
-def longest_gap(requests: list[tuple[float, bool]]) -> float:
-    """Notebook 6: between successes, in the order in which they were done."""
-    done = sorted(when for when, right in requests if right)
-    return max(later - sooner for sooner, later in zip(done, done[1:], strict=False))
+def resilient() -> None:
+    """Notebook 6: the file my_server.py."""
+    import asyncio
 
+    import ray
+    from kserve import ModelServer
+    from kserve.ray import RayModel
+    from ray import serve
+    from ray.exceptions import RayActorError
 
-def bounded(rate: float, wait_s: float) -> list[str]:
-    """Notebook 6: as many as are answered in that time."""
-    return ["--max_queued_requests", str(max(1, int(rate * wait_s)))]
+    from model.basics.ray_server import Replica
+
+    class ResilientModel(RayModel):
+        def __init__(self, name, handle):
+            super().__init__(name, handle)
+            self.handle = handle
+
+        async def __call__(self, body, headers=None, verb=None):
+            for _ in range(2):
+                try:
+                    return await self.handle.remote(body, headers=headers)
+                except RayActorError:
+                    pass
+            return await self.handle.remote(body, headers=headers)
+
+        async def healthy(self):
+            try:
+                return await asyncio.wait_for(self.handle.healthy.remote(), 2)
+            except (TimeoutError, RayActorError):
+                return False
+
+    if __name__ == "__main__":
+        ray.init(address="local", num_cpus=2, include_dashboard=False)
+        serve.start(proxy_location="Disabled")
+        handle = serve.run(Replica.options(max_ongoing_requests=64).bind("custom-model"))
+        model = ResilientModel("custom-model", handle)
+        model.load()
+        ModelServer().start([model])
 
 
 def replicas_needed(rate: float, image_s: float, share: float) -> int:

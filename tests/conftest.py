@@ -23,6 +23,8 @@ from model.serving.machine import free_port
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = "test_notebooks.py"
+# Files whose tests share the servers of `plain` and `replicas` below.
+SHARE_SERVERS = ("test_bad_grpc.py", "test_bad_rest.py", "test_security.py", "test_servers.py")
 BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
 
 
@@ -34,17 +36,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Units(LoadFileScheduling):
     """What stays together in one process, where several run tests: a file, or one notebook.
 
+    Files that share servers stay together too, so that these are started once.
+
     (xdist's marker for that, xdist_group, does nothing with pytest 9.2.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid if NOTEBOOKS in nodeid else super()._split_scope(nodeid)
+        if NOTEBOOKS in nodeid:
+            return nodeid
+        file = super()._split_scope(nodeid)
+        return "servers" if file.rpartition("/")[2] in SHARE_SERVERS else file
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Units | None:
     """For `--dist loadfile`."""
     return Units(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def long(value: Any) -> Any:
+    """A value of a parameter that make test-long tries, and make test does not."""
+    return pytest.param(value, marks=pytest.mark.long, id=str(value))
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> object:

@@ -26,7 +26,7 @@ from model.loadtest import client
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving.machine import free_port
-from tests.conftest import ROOT, Traces, until
+from tests.conftest import ROOT, Traces, long, until
 from tests.malformed_images import WHOLE, encoded
 from tests.samples import BROKEN, GOOD, SCENE
 from tests.ways import WAYS, assert_equal, assert_plain, prepared, v2_binary, v2_post
@@ -132,7 +132,7 @@ def ray_folder() -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", ["kserve_server", long("ray_server")])
 def test_a_copy_runs_by_itself(name, tmp_path, ray_folder, traces: Traces):
     """In an empty folder, as a reader starts it; Ctrl-C ends it and all that it started."""
     copy("kserve_server", tmp_path)

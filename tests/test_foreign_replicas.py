@@ -202,6 +202,7 @@ def test_autoscaling(pair, token):
     assert pair.v1("custom-model", TEXTS).json() == {"predictions": COUNTS}
 
 
+@pytest.mark.long
 def test_a_config_file_and_a_frontend(tmp_path_factory):
     """Ray Serve deploys it from its own kind of file; KServe stands before it, and leaves it."""
     folder, ray = empty_folder(tmp_path_factory), ForeignRay()

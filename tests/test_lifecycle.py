@@ -19,7 +19,7 @@ from model.faults.observe import metrics
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving.machine import free_port
-from tests.conftest import ROOT, Traces, needs_tool, run, until
+from tests.conftest import ROOT, Traces, long, needs_tool, run, until
 from tests.foreign import ForeignRay
 from tests.samples import GOOD
 
@@ -88,7 +88,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [long(c) if c == "replicas, Ctrl-C" else c for c in CASES])
 def test_a_signal_ends_everything(case, traces, foreign):
     """It answers the request in flight, ends, leaves nothing, and lets the other Ray be.
 
@@ -213,7 +213,10 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+IN_SHORT = ("imports of the model", "Ray's start, first process", "deploying")
+
+
+@pytest.mark.parametrize("moment", [m if m in IN_SHORT else long(m) for m in MOMENTS])
 def test_a_signal_during_the_start_is_obeyed(moment, traces, tmp_path_factory):
     """One signal ends it at any time: a sentence, no traceback, none of C++, nothing left."""
     options, is_there, number = MOMENTS[moment]

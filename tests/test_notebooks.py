@@ -12,20 +12,30 @@ import pytest
 from tests.conftest import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-RUNS_TWICE = "02_kserve_model"  # `make notebooks` runs all of them twice
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_notebook(path, traces, tmp_path_factory):
     """Through nbmake, as `pytest --nbmake` would, at the shorter length of model.course.length."""
-    notebook = nbformat.read(path, as_version=4)
-    if path.stem == RUNS_TWICE:
-        notebook.cells += again(notebook.cells)
-    file = tmp_path_factory.mktemp("notebook") / path.name
+    run(nbformat.read(path, as_version=4), traces, tmp_path_factory.mktemp("notebook"))
+
+
+@pytest.mark.long
+def test_once_more_in_the_same_kernel(traces, tmp_path_factory):
+    """ "Run All", and again. (`make notebooks` does that with all notebooks.)"""
+    notebook = nbformat.read(ROOT / "notebooks" / "02_kserve_model.ipynb", as_version=4)
+    notebook.cells += again(notebook.cells)
+    run(notebook, traces, tmp_path_factory.mktemp("notebook"))
+
+
+def run(notebook: nbformat.NotebookNode, traces, folder) -> nbformat.NotebookNode:
+    """Execute a notebook: no cell fails, and nothing of it stays. Returns it executed."""
+    file = folder / "notebook.ipynb"
     nbformat.write(notebook, file)
     ran = execute(file, traces.env)
     assert ran.returncode == 0, ran.stdout
     assert traces.left() == []
+    return nbformat.read(file, as_version=4)
 
 
 def execute(file, env: dict[str, str]) -> subprocess.CompletedProcess:

@@ -154,6 +154,7 @@ def test_a_token_server_without_a_token_does_not_start():
     assert open_.returncode == 1 and "gRPC would be open to all" in open_.stderr
 
 
+@pytest.mark.long
 def test_nobody_joins_a_cluster_without_its_token(replicas):
     """Whoever joins a Ray cluster can run code on it: even on this machine it takes the token."""
     address = re.search(r"Ray at (\S+),", replicas.log.read_text())[1]

@@ -163,6 +163,7 @@ def test_explain_is_not_implemented(server):
     assert response.status_code == 501 and "Traceback" not in response.text
 
 
+@pytest.mark.long
 def test_in_process_with_two_workers(traces: Traces, local, images):
     """KServe's --workers 2 predicts as one does, and stops without leaving anything."""
     options = ["--in_process", "--workers", "2"]

@@ -19,18 +19,6 @@ async def check_scale_hello(scale_hello: Callable[[int], Any]) -> None:
     print("right: three replicas responded")
 
 
-def check_clients_needed(clients_needed: Callable[[float, float], int]) -> None:
-    """Notebook 4: Little's law, rounded up."""
-    cases = [(40, 0.1, 4), (10, 0.25, 3), (3, 0.1, 1), (100, 1, 100)]
-    for rate, latency, expected in cases:
-        found = clients_needed(rate, latency)
-        if found is None:
-            return print("not yet: clients_needed returns nothing")
-        if found != expected or not isinstance(found, int):
-            return print(f"not yet: for {rate} a second that take {latency} s each: {found!r}")
-    print("right: four cases of four")
-
-
 def check_waited(waited: Callable[[list[tuple[float, float, float]]], float]) -> None:
     """Notebook 4: the right percentile, of latencies from when requests were due."""
     prompt = [(float(i), float(i), i + 0.1 + i / 1000) for i in range(20)]
@@ -84,37 +72,6 @@ def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:
     if config.batching.where != "off" and config.batching.wait_s > 0:
         return print(f"not yet: a batch waits up to {1000 * config.batching.wait_s:g} ms to fill")
     print("right: one replica with all cores, which does not wait")
-
-
-def check_longest_gap(longest_gap: Callable[[list[tuple[float, bool]]], float]) -> None:
-    """Notebook 6: the longest time without a success."""
-    cases = [
-        ([(0.0, True), (1.0, True), (3.0, True)], 2.0, "three successes"),
-        ([(3.0, True), (0.0, True), (1.0, True)], 2.0, "they need not be in order"),
-        ([(0.0, True), (2.0, False), (5.0, True)], 5.0, "a failed request is no success"),
-        ([(0.0, False), (4.0, True), (4.5, True)], 0.5, "the first request failed"),
-    ]
-    for requests, expected, what in cases:
-        found = longest_gap(requests)
-        if found is None:
-            return print("not yet: longest_gap returns nothing")
-        if abs(found - expected) > 1e-9:
-            return print(f"not yet: {requests} gives {found}, not {expected} ({what})")
-    print("right: four cases of four")
-
-
-def check_bounded(bounded: Callable[[float, float], list[str]]) -> None:
-    """Notebook 6: is the queue as long as the wait allows?"""
-    for rate, wait_s, expected in ((50, 2, 100), (8.5, 3, 25), (4, 0.1, 1)):
-        config = accepted(bounded, rate, wait_s)
-        if isinstance(config, str):
-            return print(f"not yet: {config}")
-        if config.limits.max_queued_requests != expected:
-            return print(
-                f"not yet: {rate} requests a second and {wait_s} seconds give a queue of "
-                f"{config.limits.max_queued_requests}, not {expected}"
-            )
-    print("right: three cases of three")
 
 
 def check_replicas_needed(replicas_needed: Callable[[float, float, float], int]) -> None:

@@ -34,7 +34,7 @@ def check_sentiment(folder: Path) -> None:
         with ServerProcess("sentiment", folder=folder) as server:
             missing = _wrong_scores(server) or _wrong_errors(server)
     except RuntimeError as error:
-        missing = _cannot_start(error)
+        missing = cannot_start(error)
     right = f"right: the scores are there, in order; {len(BAD)} bad requests get a 400"
     print(f"not yet: {missing}" if missing else right)
 
@@ -49,7 +49,7 @@ def check_three_steps(folder: Path) -> Figure | None:
             responses = reviews.send_at_once(server, 8)
             own = str(server.process.pid)
     except RuntimeError as error:
-        return print(f"not yet: {_cannot_start(error)}")
+        return print(f"not yet: {cannot_start(error)}")
     except requests.HTTPError as error:
         return print(f"not yet: a request gets {error.response.text[:300]}")
     workers = {response.worker for response in responses}
@@ -91,6 +91,6 @@ def _wrong_errors(server: ServerProcess) -> str:
     return _wrong_scores(server)  # does it go on?
 
 
-def _cannot_start(error: RuntimeError) -> str:
+def cannot_start(error: RuntimeError) -> str:
     """Why a file does not start, in the last words of its log."""
     return f"the file does not start: {str(error).strip().splitlines()[-1]}"

@@ -52,6 +52,11 @@ def rounded(value: Any) -> str:
     return format(Decimal(f"{value:.3g}"), "f")
 
 
+def interval(row: dict[str, Any], name: str) -> str:
+    """A quantity's interval in a row of loadtest.summary, in words: "41 to 43.5"."""
+    return f"{rounded(row[f'{name}_low'])} to {rounded(row[f'{name}_high'])}"
+
+
 def compare(prediction: Any, measured: Any, unit: str = "") -> None:
     """Print the reader's prediction beside the measurement.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 # Outcomes of a request; "HTTP <status>", "timed out" and others are there besides.
 RIGHT, REFUSED, LOST, UNSENT = "right", "connection refused", "connection lost", "never sent"
-WRONG = ("wrong label", "not the reference's label")
+WRONG = ("wrong label", "not the reference's label", "wrong response")
 
 
 class Sample(NamedTuple):

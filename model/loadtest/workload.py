@@ -63,3 +63,29 @@ class Workload:
         else:
             outcome = WRONG[1] if expected and top != expected[0]["label"] else RIGHT
         return outcome, max(distances, default=0.0)
+
+
+@dataclass
+class JsonWorkload:
+    """Requests of any model, and the response that each must get.
+
+    requests, responses: what JSON can hold, as many of one as of the other.
+    """
+
+    requests: list
+    responses: list
+    reference: None = None  # responses are compared as a whole
+    bodies: list[bytes] = field(init=False, repr=False)  # JSON
+
+    def __post_init__(self) -> None:
+        if not self.requests or len(self.requests) != len(self.responses):
+            raise ValueError("give at least one request, and a response for each")
+        self.bodies = [json.dumps(request).encode() for request in self.requests]
+
+    def judge(self, request: int, body: bytes) -> tuple[str, float]:
+        """(RIGHT or what is wrong with the body of a response, 0)."""
+        try:
+            same = json.loads(body) == self.responses[request]
+        except ValueError:
+            return "unreadable response", 0.0
+        return RIGHT if same else WRONG[2], 0.0

@@ -1,0 +1,65 @@
+"""The check of notebook 6's exercise, which kills the replicas of the learner's server.
+
+It prints "right: …" or "not yet: …".
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import requests
+from matplotlib.figure import Figure
+
+from model.course.checks_basics import cannot_start
+from model.faults import inject, plots
+from model.faults.experiment import Experiment, Fault, run_experiment
+from model.faults.nodes import fresh_token
+from model.faults.observe import wait_for_replicas
+from model.loadtest.server_process import ServerProcess
+from model.loadtest.workload import Workload
+
+WITHIN_S = 5
+
+
+def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
+    """Notebook 6: does a killed replica cost `my_server.py` a request, and is its readiness true?
+
+    seconds: of load, with the kill after a third of them. Returns every request in a figure.
+    """
+    try:
+        with ServerProcess("my_server", folder=folder, **fresh_token()) as server:
+            kill = Fault(seconds / 3, "a replica is killed", partial(inject.kill_one, server))
+            what = run_experiment(server, "yours", Workload.drawn(), seconds, [kill], timeout_s=30)
+            wait_for_replicas(server, 2)
+            inject.kill_all(server)
+            not_ready_s = _seconds_until_not_ready(server)
+    except RuntimeError as error:
+        return print(f"not yet: {cannot_start(error)}")
+    print(_verdict(what, not_ready_s))
+    return plots.outcomes_over_time({"yours": what}, f"Your server: {what.failed} requests failed")
+
+
+def _verdict(what: Experiment, not_ready_s: float | None) -> str:
+    lost = what.run.sent - what.answered
+    if lost:
+        return f"not yet: a replica was killed, and {lost} of {what.run.sent} requests failed"
+    if not_ready_s is None:
+        return (
+            f"not yet: no request failed, but {WITHIN_S} s after every replica was killed the "
+            "server still said that it is ready"
+        )
+    return (
+        f"right: a replica was killed and none of {what.run.sent} requests failed; "
+        f"without a replica the server was not ready after {not_ready_s:.1f} s"
+    )
+
+
+def _seconds_until_not_ready(server: ServerProcess) -> float | None:
+    """How long the readiness probe goes on saying 200; None if it does until the end."""
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < WITHIN_S:
+        url = f"{server.url}/v2/models/{server.name}/ready"
+        if requests.get(url, timeout=30).status_code != 200:
+            return waited
+        time.sleep(0.05)
+    return None

@@ -1,0 +1,51 @@
+"""Which of the servers a model needs, from what was measured."""
+
+from collections.abc import Iterable
+
+from model.loadtest.pays.measure import SERVERS
+from model.loadtest.summary import summary
+
+KEY = ("variant", "ms", "shared", "clients")
+ENOUGH = 0.9  # of the best throughput
+
+
+def rows(measured: Iterable[dict]) -> list[dict]:
+    """Medians over the rounds, a row for each server, model and number of clients."""
+    return summary(measured, KEY)
+
+
+def advice(measured: Iterable[dict]) -> list[dict]:
+    """For each model and number of clients: the simplest server that is fast enough.
+
+    That is the first in the order of SERVERS with at least 0.9 times the throughput of the best.
+    Returns ms, shared, clients, the choice, and `ratios`: each server's throughput against the
+    plain server's.
+    """
+    cases: dict[tuple, dict[str, float]] = {}
+    for row in rows(measured):
+        case = cases.setdefault((row["shared"], row["ms"], row["clients"]), {})
+        case[row["variant"]] = row["throughput"]
+    found = []
+    for (shared, ms, clients), rates in sorted(cases.items()):
+        best = max(rates.values())
+        choice = next(name for name in SERVERS if rates.get(name, 0) >= ENOUGH * best)
+        plain = rates.get("plain KServe", float("nan"))
+        ratios = {name: rates[name] / plain for name in SERVERS if name in rates}
+        found.append(
+            {"ms": ms, "shared": shared, "clients": clients, "choice": choice, "ratios": ratios}
+        )
+    return found
+
+
+def table(measured: Iterable[dict]) -> list[dict]:
+    """The advice as rows of a table: a line for each model and number of clients."""
+    return [
+        {
+            "ms a request": case["ms"],
+            "a batch saves": f"{case['shared']:.0%}",
+            "clients": case["clients"],
+            **{f"{name}, x plain": ratio for name, ratio in case["ratios"].items()},
+            "simplest within 10 % of the best": case["choice"],
+        }
+        for case in advice(measured)
+    ]
