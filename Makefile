@@ -6,15 +6,17 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test test-long notebooks bench against peers reliability cluster capacity fuzz lint pins clean
+.PHONY: help lab check test test-long notebooks bench against pays peers reliability cluster capacity fuzz lint pins site clean
 
 help:
 	@echo "make lab         opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
+	@echo "make check       says whether the course can run on this machine, in under a minute"
 	@echo "make test        runs make lint, the tests and every notebook (ARGS=... for pytest)"
 	@echo "make test-long   runs the longer tests: faults, clusters, containers, load, exercises"
 	@echo "make notebooks   executes all notebooks in order and writes them back executed"
 	@echo "make bench       measures the ladder of configurations, draws imgs/ladder.png (ARGS=... names some)"
 	@echo "make against     measures this commit's server beside another's (ARGS=COMMIT ...)"
+	@echo "make pays        measures which server pays for which model, draws imgs/pays.png"
 	@echo "make peers       measures other servers beside ours, in an environment of their own"
 	@echo "make reliability injects faults into servers under load (ARGS=... names experiments)"
 	@echo "make cluster     injects faults into a cluster of several nodes (ARGS=... names experiments)"
@@ -22,6 +24,7 @@ help:
 	@echo "make fuzz        sends malformed and unusual requests to both servers"
 	@echo "make lint        checks style, formatting and which part of model/ imports which"
 	@echo "make pins        updates requirements.txt to the newest packages (ARGS=... for uv)"
+	@echo "make site        builds the course as web pages, in .site"
 	@echo "make clean       removes .venv, .venv-peers, .uv and caches"
 	@echo "Each sets up .venv first, if it is missing or stale."
 
@@ -32,6 +35,9 @@ help:
 lab: .venv/.ready
 	@echo "lab: JupyterLab opens in your browser, or at the address below; Ctrl-C twice ends it"
 	@.venv/bin/jupyter lab $(AS_ROOT) --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
+
+check: .venv/.ready
+	@$(PYTHON_BIN) -m model.course.environment
 
 # Tests wait for servers to start much of the time, so two units of them run at a time
 # (tests/conftest.py says what a unit is).
@@ -61,6 +67,10 @@ notebooks: .venv/.ready
 bench: .venv/.ready
 	@echo "bench: measuring; leave the machine to it, for about 20 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.ladder $(ARGS)
+
+pays: .venv/.ready
+	@echo "pays: measuring; leave the machine to it, for about 13 minutes"
+	@$(PYTHON_BIN) -m model.loadtest.pays $(ARGS)
 
 .venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh model/loadtest/peers/requirements.txt
 	@sh model/loadtest/peers/setup.sh
@@ -100,8 +110,16 @@ pins: .venv/.ready
 	@grep -v -E '^(nvidia-|cuda-|triton==)' .venv/pins.txt > requirements.txt
 	@echo "pins: requirements.txt is written; the next make installs it"
 
+# Warnings are errors: a link that leads nowhere ends it.
+SITE = .site
+
+site: .venv/.ready
+	@echo "site: building $(SITE)/README.html from README, docs and the committed notebooks"
+	@$(PYTHON_BIN) -m sphinx -W --keep-going -q -c docs/site -d $(SITE)/.doctrees . $(SITE)
+	@rm -rf $(SITE)/.doctrees
+
 clean:
 	@echo "clean: removing .venv, .venv-peers, .uv and caches"
-	@rm -rf .venv .venv-peers .uv .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-peers .uv .site .pytest_cache .ruff_cache
 	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune \
 		-exec rm -rf {} +

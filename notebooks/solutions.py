@@ -3,8 +3,6 @@
 Where the exercise is a file, the function's body is the file.
 """
 
-import time
-
 from ray import serve
 
 
@@ -12,6 +10,21 @@ def scale_hello(replicas: int):
     """Notebook 1: the same class with other options; the name stays, so it is replaced."""
     small = Hello.options(num_replicas=replicas, ray_actor_options={"num_cpus": 0.5})  # noqa: F821
     return serve.run(small.bind(), name="hello", route_prefix="/hello")
+
+
+def pipeline():
+    """Notebook 1: an application of two deployments."""
+
+    @serve.deployment
+    class Quadruple:
+        def __init__(self, double):
+            self.double = double
+
+        async def __call__(self, number):
+            return await self.double.remote(await self.double.remote(number))
+
+    application = Quadruple.bind(Double.bind())  # noqa: F821
+    return serve.run(application, name="pipeline", route_prefix="/pipeline")
 
 
 def sentiment() -> None:
@@ -66,6 +79,8 @@ def three_steps() -> None:
 
 def client(url: str, body: bytes, until: float) -> list[tuple[float, float]]:
     """Notebook 4: the next request is sent when the response to the last one is here."""
+    import time
+
     import requests
 
     times = []
@@ -92,13 +107,39 @@ def waited(requests: list[tuple[float, float, float]]) -> float:
     return latencies[-(-95 * len(latencies) // 100) - 1]
 
 
-def batches(waiting: int, free: int, largest: int) -> list[int]:
-    """Notebook 5: each worker takes its even share of what is left."""
-    found = []
-    while waiting and free:
-        found.append(min(largest, -(-waiting // free)))
-        waiting, free = waiting - found[-1], free - 1
-    return found
+def serve_batch() -> None:
+    """Notebook 5: the file my_server.py."""
+    import os
+
+    import torch
+    from ray import serve
+
+    from model.basics import ray_server
+    from model.basics.kserve_server import AlexNetModel
+
+    REPLICAS = int(os.environ["REPLICAS"])
+
+    @serve.deployment(num_replicas=REPLICAS, max_ongoing_requests=64)
+    class Replica(AlexNetModel):
+        def __init__(self, name):
+            super().__init__(name)
+            self.load()
+
+        async def predict(self, inputs, headers=None):
+            images, request = inputs
+            probabilities, classes = await self.predict_together(images)
+            return probabilities, classes, request
+
+        @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
+        async def predict_together(self, several):
+            print(f"requests in this batch: {len(several)}", flush=True)
+            with torch.inference_mode():
+                top = self.network(torch.cat(several)).softmax(1).topk(5)
+            sizes = [len(images) for images in several]
+            return list(zip(top.values.split(sizes), top.indices.split(sizes), strict=True))
+
+    if __name__ == "__main__":
+        ray_server.main(Replica, REPLICAS)
 
 
 def low_latency(cores: int) -> list[str]:
@@ -151,6 +192,47 @@ def replicas_needed(rate: float, image_s: float, share: float) -> int:
     return int(-(-round(rate * image_s / share, 9) // 1))
 
 
-def container_cpus(replicas: int, cpus_per_replica: float) -> int:
-    """Notebook 7."""
-    return int(-(-replicas * cpus_per_replica // 1)) + 1
+def tickets() -> None:
+    """Notebook 8: the file tickets.py."""
+    from pathlib import Path
+
+    import joblib
+    from kserve import Model
+    from kserve.errors import InvalidInput
+
+    class TicketModel(Model):
+        def load(self) -> bool:
+            self.pipeline = joblib.load(Path(__file__).with_name("tickets.joblib"))
+            self.ready = True
+            return self.ready
+
+        def preprocess(self, payload: dict, headers: dict | None = None) -> list[str]:
+            texts = payload.get("instances")
+            if not texts or not all(isinstance(text, str) for text in texts):
+                raise InvalidInput('send {"instances": ["the text of a ticket", ...]}')
+            return texts
+
+        def predict(self, texts: list[str], headers: dict | None = None) -> list[str]:
+            return self.pipeline.predict(texts).tolist()
+
+        def postprocess(self, labels: list[str], headers: dict | None = None) -> dict:
+            return {"predictions": labels}
+
+
+def batched_tickets() -> None:
+    """Notebook 8: the file batched_tickets.py."""
+    from tickets import TicketModel
+
+    class BatchedTickets(TicketModel):
+        def predict_batch(self, inputs: list[list[str]]) -> list[list[str]]:
+            labels = iter(self.predict([text for texts in inputs for text in texts]))
+            return [[next(labels) for _ in texts] for texts in inputs]
+
+
+def choose(ms: float, shared: float, clients: int) -> str:
+    """Notebook 8: batches where they save, processes where the work is worth the way there."""
+    if clients == 1:
+        return "plain KServe"
+    if shared and ms >= 3:
+        return "model.serving, two replicas"
+    return "two KServe workers"

@@ -24,7 +24,13 @@ from model.serving.machine import free_port
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = "test_notebooks.py"
 # Files whose tests share the servers of `plain` and `replicas` below.
-SHARE_SERVERS = ("test_bad_grpc.py", "test_bad_rest.py", "test_security.py", "test_servers.py")
+SHARE_SERVERS = (
+    "test_bad_grpc.py",
+    "test_bad_rest.py",
+    "test_limits.py",
+    "test_security.py",
+    "test_servers.py",
+)
 BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
 
 

@@ -1,30 +1,34 @@
 """Each exercise's check tells a stub and a wrong solution from a right one."""
 
-import ast
 import copy
 import inspect
 import re
-import textwrap
 
 import nbformat
 import pytest
 
 from model.course import checks
+from model.course.checks_own import check_choose
+from model.course.solution import file_of
+from model.loadtest import records
 from notebooks import solutions
+from tests.conftest import ROOT
 from tests.test_notebooks import PATHS, run
 
 # Exercises that are a function, with a wrong solution each.
 WRONG = {
     "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
-    "batches": "def batches(waiting, free, largest):\n    return [min(waiting, largest)]",
     "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
+    "choose": "def choose(ms, shared, clients):\n    return 'plain KServe'",
     "replicas_needed": "def replicas_needed(rate, s, share):\n    return round(rate * s)",
-    "container_cpus": "def container_cpus(replicas, cpus):\n    return int(replicas * cpus)",
 }
 # Exercises on a live server: what makes the solution wrong, once or more, and how the cell begins
 # that writes it, where it is a file.
 LIVE = {
     "scale_hello": [("num_replicas=replicas", "num_replicas=2")],
+    "pipeline": [
+        ("self.double.remote(await self.double.remote(number))", "self.double.remote(number)")
+    ],
     "sentiment": [("sum(", "len("), ("raise InvalidInput", "raise ValueError")],
     "client": [
         ("times.append((sent, time.monotonic()))", "times.append((sent, sent))"),
@@ -38,11 +42,23 @@ LIVE = {
         ),
         ("return await asyncio.wait_for(self.handle.healthy.remote(), 2)", "return self.ready"),
     ],
+    "serve_batch": [("max_batch_size=16", "max_batch_size=1")],
+    "tickets": [
+        ("raise InvalidInput", "raise ValueError"),
+        ('return {"predictions": labels}', "return labels"),
+    ],
+    "batched_tickets": [("def predict_batch", "def predict_batches")],
     "three_steps": [("num_replicas=2", "num_replicas=1")],
+}
+MEASURED = {  # checks that look the answer up in what was measured
+    "choose": lambda choose: check_choose(choose, records.read(ROOT / "imgs" / "pays.jsonl"))
 }
 FILES = {
     "sentiment": "%%writefile {folder}/sentiment.py",
     "three_steps": "%%writefile {folder}/my_server.py",
+    "serve_batch": "%%writefile {folder}/my_server.py",
+    "tickets": "%%writefile {folder}/tickets.py",
+    "batched_tickets": "%%writefile {folder}/batched_tickets.py",
     "ongoing": "%%writefile {folder}/my_server.py",
     "resilient": "%%writefile {folder}/my_server.py",
 }
@@ -59,7 +75,7 @@ def exercises(cells: list[nbformat.NotebookNode]) -> list[str]:
     return [
         name
         for source in sources
-        for name in re.findall(r"^(?:await )?check_(\w+)\(", source, re.M)
+        for name in re.findall(r"^(?:await |\w+ = )?check_(\w+)\(", source, re.M)
     ]
 
 
@@ -89,21 +105,19 @@ def test_a_function(name, capsys):
     cells = sum(notebooks().values(), [])
     [stub] = [cell.source for cell in cells if cell.source.startswith(f"def {name}(")]
     right = inspect.getsource(getattr(solutions, name))
+    check = MEASURED.get(name) or getattr(checks, f"check_{name}")
     for source, verdict in ((stub, "not yet"), (WRONG[name], "not yet"), (right, "right")):
-        getattr(checks, f"check_{name}")(defined(source, name))
+        check(defined(source, name))
         assert capsys.readouterr().out.startswith(f"{verdict}: ")
 
 
 def attempts(name: str) -> list[str]:
     """Cells that solve an exercise on a live server: wrongly, once or more, at last rightly."""
-    source = inspect.getsource(getattr(solutions, name))
-    if name in FILES:  # below the docstring stands the file
-        first = ast.parse(source).body[0].body[1].lineno - 1
-        source = textwrap.dedent("".join(source.splitlines(keepends=True)[first:]))
+    file = name in FILES
+    source = file_of(name) if file else inspect.getsource(getattr(solutions, name))
     wrong = [source.replace(*change) for change in LIVE[name]]
     assert source not in wrong, "a change finds nothing to change"
-    head = f"{FILES[name]}\n" if name in FILES else ""
-    return [head + text for text in (*wrong, source)]
+    return [(f"{FILES[name]}\n" if file else "") + text for text in (*wrong, source)]
 
 
 @pytest.mark.long

@@ -3,7 +3,6 @@
 import os
 import re
 import secrets
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,20 +11,17 @@ import pytest
 import requests
 
 from model.serving.machine import free_port
-from tests.conftest import ROOT, needs_tool, until
+from tests.browser import QUIET, browser
+from tests.conftest import ROOT, until
 
 pytestmark = pytest.mark.long
 
 FIRST = ROOT / "notebooks/01_architecture.ipynb"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Without these a browser talks to its makers' servers, and does not start as root.
-QUIET = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 def test_the_browser_shows_the_first_notebook(tmp_path: Path) -> None:
     """The page that `make lab` opens holds the notebook's title, diagram and code."""
-    browser = next(filter(shutil.which, BROWSERS), None) or needs_tool("chromium")
+    program = browser()
     port, token = free_port(), secrets.token_hex(8)
     options = f"--no-browser --port {port} --IdentityProvider.token={token}"
     address = f"http://127.0.0.1:{port}/lab/tree/notebooks/{FIRST.name}?token={token}"
@@ -40,7 +36,7 @@ def test_the_browser_shows_the_first_notebook(tmp_path: Path) -> None:
     try:
         assert until(lambda: answers(f"http://127.0.0.1:{port}/api"), 60), log.read_text()
         page = subprocess.run(
-            [browser, *QUIET, f"--user-data-dir={tmp_path}/browser", "--virtual-time-budget=60000"]
+            [program, *QUIET, f"--user-data-dir={tmp_path}/browser", "--virtual-time-budget=60000"]
             + ["--timeout=45000", "--dump-dom", address],
             capture_output=True,
             text=True,

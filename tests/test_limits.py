@@ -17,7 +17,7 @@ from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving import http
 from model.serving.admission import Admission
-from tests.conftest import BOTH
+from tests.conftest import BOTH, long
 from tests.malformed_images import encoded
 from tests.samples import GOOD
 from tests.ways import assert_answers, assert_equal, assert_plain, v2_grpc
@@ -25,7 +25,7 @@ from tests.ways import assert_answers, assert_equal, assert_plain, v2_grpc
 MB = 2**20
 
 
-@pytest.fixture(scope="module", params=["--in_process", "--num_replicas=1"])
+@pytest.fixture(scope="module", params=["--in_process", long("--num_replicas=1")])
 def narrow(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """A server that takes 1 MB and 400,000 pixels, and loads and unloads what it is told to."""
     options = ["--max_body_mb", "1", "--set", "max_pixels=400000", "--repository_api", "on"]

@@ -38,6 +38,10 @@ USED_WITHOUT_IMPORT = {
     "jsonschema": "a bound on what JupyterLab and kubernetes-validate bring",
     "ruff": "make lint",
     "import-linter": "make lint",
+    "sphinx": "make site",
+    "myst-nb": "make site",
+    "furo": "make site",
+    "sphinx-copybutton": "make site",
 }
 
 

@@ -23,7 +23,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving.machine import free_port
-from tests.conftest import ROOT, run, until
+from tests.conftest import ROOT, long, run, until
 from tests.samples import GOOD
 
 
@@ -59,11 +59,11 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     return files
 
 
-@pytest.mark.parametrize("options", [("--in_process",), ("--num_replicas", "1")], ids=" ".join)
-def test_tls(options, certificate, tmp_path):
+@pytest.mark.parametrize("option", ["--in_process", long("--num_replicas=1")])
+def test_tls(option, certificate, tmp_path):
     """With a certificate, HTTP and gRPC are encrypted, and neither is available unencrypted."""
     http, grpc_ = free_port(), free_port()
-    command = [sys.executable, "-m", "model.serving", *options]
+    command = [sys.executable, "-m", "model.serving", option]
     command += ["--http_port", str(http), "--grpc_port", str(grpc_)]
     command += ["--ssl_certfile", str(certificate[0]), "--ssl_keyfile", str(certificate[1])]
     with open(tmp_path / "log", "w") as log:

@@ -30,9 +30,11 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
         with ServerProcess("my_server", folder=folder, **fresh_token()) as server:
             kill = Fault(seconds / 3, "a replica is killed", partial(inject.kill_one, server))
             what = run_experiment(server, "yours", Workload.drawn(), seconds, [kill], timeout_s=30)
-            wait_for_replicas(server, 2)
-            inject.kill_all(server)
-            not_ready_s = _seconds_until_not_ready(server)
+            not_ready_s = None
+            if what.answered == what.run.sent:
+                wait_for_replicas(server, 2)
+                inject.kill_all(server)
+                not_ready_s = _seconds_until_not_ready(server)
     except RuntimeError as error:
         return print(f"not yet: {cannot_start(error)}")
     print(_verdict(what, not_ready_s))

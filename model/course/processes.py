@@ -1,6 +1,7 @@
 """The processes below a notebook, by role: those of Ray, of Ray Serve, and our servers."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -65,6 +66,11 @@ def cpu_used(action: Callable[[], Any]) -> dict[str, float]:
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile
             used[role] = sum(process.cpu_times()[:2]) - before[role]
     return dict(sorted(used.items(), key=lambda item: -item[1]))
+
+
+def cores_used(seconds: float) -> float:
+    """The cores that all processes below this notebook use together, over so many seconds."""
+    return sum(cpu_used(lambda: time.sleep(seconds)).values()) / seconds
 
 
 def _actors() -> dict[int, str]:

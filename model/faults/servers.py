@@ -1,5 +1,7 @@
 """The servers that experiments are done to."""
 
+from pathlib import Path
+
 from model.faults.nodes import fresh_token
 from model.loadtest.server_process import ServerProcess
 
@@ -7,9 +9,12 @@ HALVES = ("--num_replicas", "2", "--cpus_per_replica", "0.5")  # there is room f
 OTHER = ("--set", "memory_format=contiguous")  # another version of the same model
 
 
-def ours(*options: str) -> ServerProcess:
-    """model.serving with a token of ours, so that others can join its Ray cluster."""
-    return ServerProcess("model.serving", *options, **fresh_token())
+def ours(*options: str, folder: Path | None = None) -> ServerProcess:
+    """model.serving with a token of ours, so that others can join its Ray cluster.
+
+    folder: to start it in, where the class of a model is.
+    """
+    return ServerProcess("model.serving", *options, folder=folder, **fresh_token())
 
 
 def stock(*options: str) -> ServerProcess:

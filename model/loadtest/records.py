@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import platform
 import re
 import time
@@ -46,6 +47,7 @@ def measure(
         "wrong": run.wrong,
         "throughput": run.throughput,
         **{f"p{percent}_ms": run.quantile(percent / 100) * 1e3 for percent in (50, 95, 99)},
+        "mean_ms": 1e3 * float(np.mean(run.latencies)) if run.latencies else math.nan,
         "p95_from_sent_ms": run.quantile(0.95, from_sent=True) * 1e3,
         "in_flight": run.in_flight,
         "littles_law": run.littles_law(),

@@ -23,7 +23,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BatchingConfig:
-    """Where requests that wait become a batch, and how large and how patient it is."""
+    """Where requests that wait become a batch, and how large it gets and how long it waits."""
 
     where: Literal["off", "replica", "frontend"] = "frontend"
     max_size: int = 16  # instances

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from model.loadtest import records
-from model.loadtest.pays.advice import table
+from model.loadtest.pays.advice import table_of
 from model.loadtest.pays.figure import figure
 from model.loadtest.pays.measure import CLIENTS, MODELS, SERVERS, measure
 from model.loadtest.summary import interleaved
@@ -32,7 +32,7 @@ def main() -> None:
             found = measure(name, progress=bar.update)
             records.append(args.file, ({"round": number} | record for record in found))
     measured = records.read(args.file)
-    for i, row in enumerate(table(measured)):
+    for i, row in enumerate(table_of(measured)):
         shown = {
             key: f"{value:.2g}" if isinstance(value, float) else value for key, value in row.items()
         }

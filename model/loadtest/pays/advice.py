@@ -37,7 +37,7 @@ def advice(measured: Iterable[dict]) -> list[dict]:
     return found
 
 
-def table(measured: Iterable[dict]) -> list[dict]:
+def table_of(measured: Iterable[dict]) -> list[dict]:
     """The advice as rows of a table: a line for each model and number of clients."""
     return [
         {

@@ -29,9 +29,11 @@ def measure(
 ) -> list[dict]:
     """Start a server of SERVERS, load each model on it with each number of clients, stop it.
 
-    models: (ms, shared) as TimedModel has them. least_s: of a load; one lasts longer where a
-    request of the plain server would. progress: is called after each load. Returns records of
-    records.measure, with ms, shared and seconds_to_ready.
+    models: (ms, shared) as TimedModel has them. least_s: of a load; one lasts longer where the
+    plain server takes longer to serve each client once, and is preceded by as long a warm-up.
+    progress: is called after each load. Returns records of records.measure, with ms, shared and
+    seconds_to_ready. Their throughput is clients / mean latency (Little's law for a closed loop):
+    counting would be off by up to a batch at both ends of the window, which holds few of them.
     """
     found = []
     with SERVERS[name].start() as server:
@@ -39,10 +41,11 @@ def measure(
             request = {"instances": [{"ms": ms, "shared": shared}]}
             work = JsonWorkload([request], [{"predictions": [ms]}])
             for count in clients:
-                seconds = max(least_s, 1.3 * count * ms / 1000)
-                how = {"seconds": seconds, "warmup_s": 0.3 * seconds}
+                once_s = count * ms / 1000
+                how = {"seconds": max(least_s, once_s), "warmup_s": max(0.3 * least_s, once_s)}
                 record = records.measure(server, name, work, clients=count, **how)
                 about = {"ms": ms, "shared": shared, "seconds_to_ready": server.seconds_to_ready}
+                about["throughput"] = 1000 * count / record["mean_ms"]
                 found.append(record | about)
                 progress()
     return found

@@ -1,0 +1,123 @@
+"""Checks of the exercises of notebook 8, on a live server of the learner's own model.
+
+Each prints "right: …" or "not yet: …", and returns whether it is right.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+
+from model.course import tickets
+from model.course.checks_basics import cannot_start
+from model.faults.observe import metrics
+from model.loadtest.pays.advice import rows
+from model.loadtest.pays.measure import SERVERS
+from model.loadtest.server_process import ServerProcess
+
+BAD = {
+    "no instances": {"texts": ["my parcel is late"]},
+    "an empty list of instances": {"instances": []},
+    "a text that is a number": {"instances": ["my parcel is late", 5]},
+}
+ENOUGH = 0.9  # of the best throughput, on average over the cases
+
+
+def check_tickets(folder: Path, pipeline) -> bool:
+    """Does `tickets.py` give the pipeline's labels, and 400 for bad input?"""
+    return _told(_serve(folder, "tickets:TicketModel", pipeline, _wrong_errors))
+
+
+def check_batched_tickets(folder: Path, pipeline) -> bool:
+    """Does `batched_tickets.py` predict several requests in one call, with the same labels?"""
+    return _told(_serve(folder, "batched_tickets:BatchedTickets", pipeline, _no_batches))
+
+
+def check_choose(choose: Callable[[float, float, int], str | None], measured: list[dict]) -> None:
+    """Does the learner's rule choose servers that do nearly as much as the best, and no more?
+
+    measured: of model.loadtest.pays, in which the rule is looked up.
+    """
+    cases: dict[tuple, dict[str, float]] = {}
+    for row in rows(measured):
+        case = cases.setdefault((row["ms"], row["shared"], row["clients"]), {})
+        case[row["variant"]] = row["throughput"]
+    shares, chosen = [], set()
+    for case, rates in cases.items():
+        name = choose(*case)
+        if name is None:
+            return print("not yet: choose returns nothing")
+        if name not in rates:
+            return print(f"not yet: {name!r} is none of {', '.join(rates)}")
+        shares.append(rates[name] / max(rates.values()))
+        chosen.add(name)
+    mean, worst = sum(shares) / len(shares), min(shares)
+    always = {n: sum(r[n] / max(r.values()) for r in cases.values()) / len(cases) for n in SERVERS}
+    simple = max(always, key=always.get)
+    told = f"{mean:.0%} of the best throughput on average, {worst:.0%} in the worst case"
+    if mean < ENOUGH:
+        return print(f"not yet: {told}; always taking '{simple}' gives {always[simple]:.0%}")
+    print(f"right: {told}, with {len(chosen)} kinds of servers")
+
+
+def _serve(folder: Path, model: str, pipeline, more: Callable[[ServerProcess], str]) -> str:
+    """What is wrong with the model in the folder, or nothing."""
+    texts, _ = tickets.drawn(32, seed=7)
+    expected = pipeline.predict(texts).tolist()
+    try:
+        with ServerProcess("model.serving", model, "--in_process", folder=folder) as server:
+            response = requests.post(server.predict, json={"instances": texts}, timeout=30)
+            if response.status_code != 200:
+                return f"a good request gets {response.status_code}: {response.text[:200]}"
+            if response.json() != {"predictions": expected}:
+                return f"the response is {response.text[:120]} …, not {{'predictions': [labels]}}"
+            return more(server)
+    except RuntimeError as error:
+        return cannot_start(error)
+
+
+def _wrong_errors(server: ServerProcess) -> str:
+    for what, body in BAD.items():
+        response = requests.post(server.predict, json=body, timeout=30)
+        if response.status_code != 400:
+            return f"the labels are right, but {what} gets {response.status_code}, not 400"
+    return ""
+
+
+def _no_batches(server: ServerProcess) -> str:
+    """What is wrong where 32 requests wait while the model works on a large one, or nothing."""
+    texts, _ = tickets.drawn(32, seed=8)
+    large = tickets.drawn(20_000, seed=9)[0]
+
+    def send(instances: list[str]) -> list:
+        response = requests.post(server.predict, json={"instances": instances}, timeout=60)
+        return response.json().get("predictions")
+
+    expected = send(texts)
+    before = _batches(server)
+    with ThreadPoolExecutor(33) as clients:
+        first = clients.submit(send, large)
+        deadline = time.monotonic() + 30
+        name = f"inference_requests_in_flight {server.name}"
+        while metrics(server)[name] == 0 and not first.done() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        found = list(clients.map(send, [[text] for text in texts]))
+    if found != [[label] for label in expected]:
+        return "32 requests at the same time do not get what they get one after the other"
+    if (calls := _batches(server) - before - 1) >= len(texts):
+        return (
+            f"{len(texts)} requests waited, and took {calls:.0f} calls: is there a predict_batch?"
+        )
+    return ""
+
+
+def _batches(server: ServerProcess) -> float:
+    """How many batches the server has counted."""
+    return metrics(server).get(f"inference_batch_size_count {server.name}", 0)
+
+
+def _told(missing: str) -> bool:
+    print(f"not yet: {missing}" if missing else "right: the server gives the labels it should")
+    return not missing

@@ -1,0 +1,33 @@
+"""The solutions of exercises that are files, so that a lesson can go on without the reader's."""
+
+import ast
+import textwrap
+from pathlib import Path
+
+SOLUTIONS = Path(__file__).parents[2] / "notebooks" / "solutions.py"
+
+
+def file_of(name: str) -> str:
+    """The file that solves an exercise: what stands in its function of notebooks/solutions.py.
+
+    Raises LookupError where there is no such function.
+    """
+    source = SOLUTIONS.read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            lines = source.splitlines(keepends=True)[node.body[1].lineno - 1 : node.end_lineno]
+            return textwrap.dedent("".join(lines))
+    raise LookupError(f"there is no exercise {name!r}")
+
+
+def go_on_with(solved: bool, folder: Path, name: str) -> None:
+    """Where the reader's file is not right yet, put the solution's in its place, and say so.
+
+    The reader's is kept beside it, as NAME_draft.py.
+    """
+    if solved:
+        return
+    file = folder / f"{name}.py"
+    file.rename(folder / f"{name}_draft.py")
+    file.write_text(file_of(name))
+    print(f"The lesson goes on with the solution of {file.name}; yours is {name}_draft.py.")
