@@ -11,8 +11,8 @@ from model.course import checks
 from model.course.checks_own import check_choose
 from model.course.solution import file_of
 from model.loadtest import records
+from model.loadtest.pays.measure import RECORDS
 from notebooks import solutions
-from tests.conftest import ROOT
 from tests.test_notebooks import PATHS, run
 
 # Exercises that are a function, with a wrong solution each.
@@ -51,7 +51,7 @@ LIVE = {
     "three_steps": [("num_replicas=2", "num_replicas=1")],
 }
 MEASURED = {  # checks that look the answer up in what was measured
-    "choose": lambda choose: check_choose(choose, records.read(ROOT / "imgs" / "pays.jsonl"))
+    "choose": lambda choose: check_choose(choose, records.read(RECORDS))
 }
 FILES = {
     "sentiment": "%%writefile {folder}/sentiment.py",

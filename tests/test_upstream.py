@@ -161,7 +161,7 @@ def test_torchvision_without_the_compiler():
 
 FOREIGN = ("ray", "kserve", "torch", "torchvision", "uvicorn", "grpc", "fastapi", "starlette")
 PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # of named tuples, and os._exit
-WITH_PRIVATE_USES = {"upstream_ray.py", "upstream_kserve.py", "vision.py"}
+WITH_PRIVATE_USES = {"upstream_ray.py", "vision.py"}
 
 
 def private_uses(code: str) -> list[str]:

@@ -58,18 +58,19 @@ def check_waited(waited: Callable[[list[tuple[float, float, float]]], float]) ->
     print("right: four cases of four")
 
 
-def check_serve_batch(log: str) -> None:
+def check_serve_batch(log: str) -> bool:
     """Notebook 5: did replicas put several requests through the model at once?
 
-    log: of the learner's server, in which each batch has a line.
+    log: of the learner's server, in which each batch has a line. Returns whether they did.
     """
     sizes = [int(size) for size in re.findall(r"requests in this batch: (\d+)", log)]
-    if not sizes:
-        return print("not yet: predict_together was never called")
-    if max(sizes) == 1:
-        return print(f"not yet: each of {len(sizes)} batches had one request")
-    mean = sum(sizes) / len(sizes)
-    print(f"right: up to {max(sizes)} requests in a batch, {mean:.1f} on average")
+    if max(sizes, default=0) > 1:
+        mean = sum(sizes) / len(sizes)
+        print(f"right: up to {max(sizes)} requests in a batch, {mean:.1f} on average")
+        return True
+    found = f"each of {len(sizes)} batches had one request" if sizes else "it was never called"
+    print(f"not yet: predict_together gathers nothing, {found}")
+    return False
 
 
 def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:

@@ -20,14 +20,13 @@ def file_of(name: str) -> str:
     raise LookupError(f"there is no exercise {name!r}")
 
 
-def go_on_with(solved: bool, folder: Path, name: str) -> None:
-    """Where the reader's file is not right yet, put the solution's in its place, and say so.
+def go_on_with(solved: bool, file: Path, name: str) -> None:
+    """Where the reader's file is not right yet, put an exercise's solution in its place.
 
-    The reader's is kept beside it, as NAME_draft.py.
+    It says so. The reader's is kept beside it, as …_draft.py.
     """
     if solved:
         return
-    file = folder / f"{name}.py"
-    file.rename(folder / f"{name}_draft.py")
+    draft = file.rename(file.with_stem(f"{file.stem}_draft"))
     file.write_text(file_of(name))
-    print(f"The lesson goes on with the solution of {file.name}; yours is {name}_draft.py.")
+    print(f"The lesson goes on with the solution of {file.name}; yours is {draft.name} now.")

@@ -41,7 +41,7 @@ AROUND = [
     "this is the second time I write",
     "I look forward to your reply",
 ]
-DROPPED = 0.25  # of the words
+DROPPED = 0.5  # of the words
 
 
 def drawn(count: int, seed: int = 0) -> tuple[list[str], list[str]]:

@@ -9,11 +9,9 @@ from tqdm import tqdm
 from model.loadtest import records
 from model.loadtest.pays.advice import table_of
 from model.loadtest.pays.figure import figure
-from model.loadtest.pays.measure import CLIENTS, MODELS, SERVERS, measure
+from model.loadtest.pays.measure import CLIENTS, MODELS, RECORDS, SERVERS, measure
 from model.loadtest.summary import interleaved
 from model.loadtest.tables import print_row
-
-FILE = Path(__file__).parents[3] / "imgs" / "pays.jsonl"
 
 
 def main() -> None:
@@ -22,7 +20,7 @@ def main() -> None:
         prog="python -m model.loadtest.pays", description="Models of different cost on all servers."
     )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--file", type=Path, default=FILE, help="of the records")
+    parser.add_argument("--file", type=Path, default=RECORDS, help="of the records")
     args = parser.parse_args()
     args.file.unlink(missing_ok=True)
     steps = args.rounds * len(SERVERS) * len(MODELS) * len(CLIENTS)

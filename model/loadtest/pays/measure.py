@@ -1,11 +1,13 @@
 """Loads models of different cost on servers of different kinds."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from model.loadtest import records
 from model.loadtest.configurations import Configuration
 from model.loadtest.workload import JsonWorkload
 
+RECORDS = Path(__file__).parents[3] / "imgs" / "pays.jsonl"  # what `make pays` measured last
 HERE = "model.loadtest.pays"
 MODEL = f"{HERE}.timed_model:TimedModel"
 # From the simplest to the one with most parts.
