@@ -117,9 +117,7 @@ def serve_batch() -> None:
     from model.basics import ray_server
     from model.basics.kserve_server import AlexNetModel
 
-    REPLICAS = int(os.environ["REPLICAS"])
-
-    @serve.deployment(num_replicas=REPLICAS, max_ongoing_requests=64)
+    @serve.deployment(num_replicas=int(os.environ["REPLICAS"]), max_ongoing_requests=64)
     class Replica(AlexNetModel):
         def __init__(self, name):
             super().__init__(name)
@@ -139,7 +137,7 @@ def serve_batch() -> None:
             return list(zip(top.values.split(sizes), top.indices.split(sizes), strict=True))
 
     if __name__ == "__main__":
-        ray_server.main(Replica, REPLICAS)
+        ray_server.main(Replica, Replica.num_replicas)
 
 
 def low_latency(cores: int) -> list[str]:

@@ -340,3 +340,13 @@ def test_unknown_weights(monkeypatch):
     assert ended.returncode == 1
     sentence = ended.stderr.splitlines()[-1]
     assert "resnet" in sentence and "shapes" in sentence and "imagenet" in sentence
+
+
+def test_a_free_port_stays_free():
+    """It is below those that the system gives to connections, and a server can take it at once."""
+    file = Path("/proc/sys/net/ipv4/ip_local_port_range")  # only Linux has it
+    first = int(file.read_text().split()[0]) if file.exists() else 49152
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) > 40 and max(ports) < first
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", ports.pop()))

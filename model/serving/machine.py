@@ -1,12 +1,16 @@
 """What this machine offers a server: cores, free ports, folders; how long this process has run."""
 
+import contextlib
 import math
+import secrets
 import socket
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
+
+PORTS = range(20_000, 32_000)
 
 
 def cores() -> int:
@@ -22,10 +26,17 @@ def cores() -> int:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that is free now, chosen by the operating system."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port on loopback that is free now, and none that a connection will take.
+
+    Systems give connections their ports from a range above these, and Ray's workers listen below
+    them. So the port is still free when a server listens, seconds later. Raises OSError when
+    there is none.
+    """
+    for port in secrets.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
 
 
 def ray_folder() -> Path:
