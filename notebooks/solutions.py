@@ -171,10 +171,14 @@ def resilient() -> None:
             return await self.handle.remote(body, headers=headers)
 
         async def healthy(self):
-            try:
-                return await asyncio.wait_for(self.handle.healthy.remote(), 2)
-            except (TimeoutError, RayActorError):
-                return False
+            for _ in range(3):
+                try:
+                    return await asyncio.wait_for(self.handle.healthy.remote(), 2)
+                except RayActorError:
+                    pass  # that replica is dead, and another may not be
+                except TimeoutError:
+                    break  # there is none to ask
+            return False
 
     if __name__ == "__main__":
         ray.init(address="local", num_cpus=2, include_dashboard=False)
