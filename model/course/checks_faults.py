@@ -11,6 +11,7 @@ import requests
 from matplotlib.figure import Figure
 
 from model.course.checks_basics import cannot_start
+from model.course.reviews import wait_until_at_work
 from model.faults import inject, plots
 from model.faults.experiment import Experiment, Fault, run_experiment
 from model.faults.nodes import fresh_token
@@ -28,7 +29,7 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
     """
     try:
         with ServerProcess("my_server", folder=folder, **fresh_token()) as server:
-            kill = Fault(seconds / 3, "a replica is killed", partial(inject.kill_one, server))
+            kill = Fault(seconds / 3, "a replica is killed", partial(_kill_at_work, server))
             what = run_experiment(server, "yours", Workload.drawn(), seconds, [kill], timeout_s=30)
             not_ready_s = None
             if what.answered == what.run.sent:
@@ -39,6 +40,12 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
         return print(f"not yet: {cannot_start(error)}")
     print(_verdict(what, not_ready_s))
     return plots.outcomes_over_time({"yours": what}, f"Your server: {what.failed} requests failed")
+
+
+def _kill_at_work(server: ServerProcess) -> str:
+    """Kill one replica once all of them work on requests; the evidence."""
+    wait_until_at_work(server)
+    return inject.kill_one(server)
 
 
 def _verdict(what: Experiment, not_ready_s: float | None) -> str:
