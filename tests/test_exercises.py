@@ -36,11 +36,7 @@ LIVE = {
     ],
     "ongoing": [("max_ongoing_requests=16", "max_ongoing_requests=8")],
     "resilient": [
-        (
-            "except RayActorError:\n                pass",
-            "except ZeroDivisionError:\n                pass",
-        ),
-        ("return await asyncio.wait_for(self.handle.healthy.remote(), 2)", "return self.ready"),
+        ("return await asyncio.wait_for(self.handle.healthy.remote(), 2)", "return self.ready")
     ],
     "serve_batch": [("max_batch_size=16", "max_batch_size=1")],
     "tickets": [
