@@ -24,8 +24,8 @@ help:
 	@echo "make fuzz        sends malformed and unusual requests to both servers"
 	@echo "make lint        checks style, formatting and which part of model/ imports which"
 	@echo "make pins        updates requirements.txt to the newest packages (ARGS=... for uv)"
-	@echo "make site        builds the course as web pages, in .site"
-	@echo "make clean       removes .venv, .venv-peers, .uv and caches"
+	@echo "make site        builds the course as web pages, in .site/html"
+	@echo "make clean       removes .venv, .venv-peers, .uv, .site and caches"
 	@echo "Each sets up .venv first, if it is missing or stale."
 
 .venv/.ready: setup.sh requirements.txt pyproject.toml
@@ -110,16 +110,16 @@ pins: .venv/.ready
 	@grep -v -E '^(nvidia-|cuda-|triton==)' .venv/pins.txt > requirements.txt
 	@echo "pins: requirements.txt is written; the next make installs it"
 
-# Warnings are errors: a link that leads nowhere ends it.
+# Warnings are errors: a link that leads nowhere ends it. The pages have a folder of their own in
+# SITE, as myst-nb writes a copy of the notebooks beside it.
 SITE = .site
 
 site: .venv/.ready
-	@echo "site: building $(SITE)/README.html from README, docs and the committed notebooks"
-	@$(PYTHON_BIN) -m sphinx -W --keep-going -q -c docs/site -d $(SITE)/.doctrees . $(SITE)
-	@rm -rf $(SITE)/.doctrees
+	@echo "site: building $(SITE)/html/README.html from README, docs and the committed notebooks"
+	@$(PYTHON_BIN) -m sphinx -W --keep-going -q -c docs/site -d $(SITE)/doctrees . $(SITE)/html
 
 clean:
-	@echo "clean: removing .venv, .venv-peers, .uv and caches"
+	@echo "clean: removing .venv, .venv-peers, .uv, .site and caches"
 	@rm -rf .venv .venv-peers .uv .site .pytest_cache .ruff_cache
 	@find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune \
 		-exec rm -rf {} +

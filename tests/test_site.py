@@ -42,7 +42,7 @@ def site(tmp_path_factory) -> Path:
         ["make", "site", f"SITE={folder}"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    return folder
+    return folder / "html"
 
 
 def test_every_source_has_its_page(site):
