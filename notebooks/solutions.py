@@ -107,6 +107,13 @@ def waited(requests: list[tuple[float, float, float]]) -> float:
     return latencies[-(-95 * len(latencies) // 100) - 1]
 
 
+def dispatch_rule() -> None:
+    """Notebook 5: the file my_rule.py."""
+
+    def my_rule(waiting):
+        return min(waiting.queued, waiting.max_size)
+
+
 def serve_batch() -> None:
     """Notebook 5: the file my_server.py."""
     import os

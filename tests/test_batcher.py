@@ -25,6 +25,7 @@ from model.loadtest.bodies import v1_body
 from model.serving.batched_model import BatchedModel
 from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, ModelConfig
+from model.serving.dispatch import Waiting
 from model.serving.errors import ERRORS
 from model.serving.protocol import Description, Request, Response
 from model.serving.replica import Replica
@@ -157,6 +158,53 @@ def test_what_waits_is_shared_evenly_among_free_workers(workers):
         await asyncio.gather(first, *asked)
         assert sizes(work) == [1] + [4] * (workers - 1) + [3] and work.most == workers
         assert set(work.workers) == set(range(workers))
+
+    in_virtual_time(main())
+
+
+def test_a_rule_says_when_and_how_much():
+    """It is asked whenever something waits and a worker is free; what it is told is true."""
+
+    async def main():
+        told = []
+
+        def rule(waiting):
+            told.append(waiting)
+            return 2 if waiting.queued >= 3 else 0
+
+        work = Work()
+        batcher = Batcher(work, workers=lambda: 2, max_size=8, wait_s=0.5, rule=rule)
+        await asyncio.gather(*map(batcher, "abcd"))
+        assert work.batches == [["a", "b"], ["c", "d"]]  # the second after 0.5 s without arrivals
+        assert told[0] == Waiting(1, 1, 0, workers=2, max_size=8, waited=False)
+        assert told[-1] == Waiting(2, 4, 0, workers=2, max_size=8, waited=True)
+        assert now() == pytest.approx(0.5 + 2 * work.seconds, abs=0.03)
+
+    in_virtual_time(main())
+
+
+@pytest.mark.parametrize("wrong", [lambda waiting: waiting.nothing, lambda waiting: None])
+def test_a_rule_that_fails_fails_requests_and_nobody_waits_for_ever(wrong):
+    """The error says what is wrong; later requests are tried again."""
+
+    async def main():
+        batcher = Batcher(Work(), rule=wrong)
+        for _ in range(2):
+            with pytest.raises((AttributeError, TypeError)):
+                await batcher("x")
+        assert batcher.queued == batcher.backlog == 0
+
+    in_virtual_time(main())
+
+
+def test_no_rule_exceeds_the_largest_batch():
+    """However much it says."""
+
+    async def main():
+        work = Work()
+        batcher = Batcher(work, max_size=4, rule=lambda waiting: 1000)
+        await asyncio.gather(*map(batcher, "abcdefghij"))
+        assert max(sizes(work)) == 4
 
     in_virtual_time(main())
 

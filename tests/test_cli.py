@@ -186,6 +186,9 @@ WRONG_FOR_LISTENERS = {
     "--http_port 99999": "99999",
     "--grpc_port -5": "-5",
     "--host not.a.host.invalid": "not.a.host.invalid",
+    "--dispatch_rule greedy": "MODULE:FUNCTION",
+    "--dispatch_rule no_such_module:greedy": "no_such_module",
+    "--dispatch_rule math:no_such_function": "no_such_function",
 }
 WRONG_FOR_A_SERVER = {
     "--num_replicas 2 --cpus_per_replica 1000": "--num_replicas",

@@ -36,9 +36,13 @@ LIVE = {
     ],
     "ongoing": [("max_ongoing_requests=16", "max_ongoing_requests=8")],
     "resilient": [
-        ("return await asyncio.wait_for(self.handle.healthy.remote(), 2)", "return self.ready")
+        ("return await asyncio.wait_for(self.handle.healthy.remote(), 2)", "return self.ready"),
+        ("for _ in range(2):", "for _ in range(0):"),  # __call__ does not retry, healthy does
     ],
-    "serve_batch": [("max_batch_size=16", "max_batch_size=1")],
+    "serve_batch": [
+        ("    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)\n", ""),
+    ],
+    "dispatch_rule": [("min(waiting.queued, waiting.max_size)", "0")],
     "tickets": [
         ("raise InvalidInput", "raise ValueError"),
         ('return {"predictions": labels}', "return labels"),
@@ -60,6 +64,7 @@ FILES = {
     "sentiment": "%%writefile {folder}/sentiment.py",
     "three_steps": "%%writefile {folder}/my_server.py",
     "serve_batch": "%%writefile {folder}/my_server.py",
+    "dispatch_rule": "%%writefile {folder}/my_rule.py",
     "tickets": "%%writefile {folder}/tickets.py",
     "batched_tickets": "%%writefile {folder}/batched_tickets.py",
     "ongoing": "%%writefile {folder}/my_server.py",

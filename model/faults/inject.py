@@ -29,6 +29,23 @@ def kill_one(server: ServerProcess) -> str:
     return kill(random.sample(there, min(1, len(there))), f"replica of {len(there)}")
 
 
+def kill_one_at_work(server: ServerProcess) -> str:
+    """SIGKILL to one of its replicas in the middle of its work: it has just used the CPU.
+
+    (A replica may also hold requests that cost it nothing, like those for its health.)
+    """
+    there = replicas(server)
+    used = {replica: sum(replica.cpu_times()[:2]) for replica in there}
+    end = time.monotonic() + GONE_WITHIN_S
+    while time.monotonic() < end:
+        time.sleep(0.03)
+        for replica, before in used.items():
+            used[replica] = sum(replica.cpu_times()[:2])
+            if used[replica] - before >= 0.02:  # seconds; the clock has steps of 0.01
+                return kill([replica], f"replica of {len(there)}, at work")
+    raise RuntimeError("no replica works on anything")
+
+
 def kill_all(server: ServerProcess) -> str:
     """SIGKILL to all its replicas at once."""
     there = replicas(server)

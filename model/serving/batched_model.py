@@ -1,6 +1,7 @@
 """What KServe's registry holds for each model: hands requests to a backend, in batches."""
 
 import asyncio
+import os
 import time
 import traceback
 from typing import Any
@@ -12,6 +13,7 @@ from kserve.model import InferenceVerb
 from model.serving.backend import Backend
 from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart
+from model.serving.dispatch import load_rule
 from model.serving.errors import reason
 from model.serving.metrics import BATCH_SIZE, QUEUED
 from model.serving.protocol import Request, Response, count_instances, picklable
@@ -98,6 +100,7 @@ class BatchedModel(Model):
                 max_size=self._batching.max_size,
                 wait_s=self._batching.wait_s,
                 size=lambda request: request.instances,
+                rule=load_rule(self._batching.rule, os.getcwd()),
             )
             QUEUED.labels(self.name).set_function(lambda: self._batcher.queued)
         return await self._batcher(request)

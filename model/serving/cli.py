@@ -20,6 +20,7 @@ from model.serving.config import (
     ReplicaConfig,
     ServerConfig,
 )
+from model.serving.dispatch import load_rule
 from model.serving.machine import cores
 from model.serving.model_class import check_target
 from model.serving.options import RAY_ONLY, Parser, add_options, add_ray_options
@@ -73,6 +74,7 @@ def server_config(argv: list[str] | None = None) -> ServerConfig:
                 f"{config.replicas.cpus:g} CPUs need {wanted:g}, there are {cores()}: "
                 "lower --num_replicas or --cpus_per_replica"
             )
+    _check_rule(parser, config.batching)
     _hold_ports(parser, config.endpoint)
     return config
 
@@ -87,6 +89,7 @@ def frontend_config(argv: list[str] | None = None) -> ServerConfig:
     args = parser.parse_args(argv)
     models = tuple(ModelConfig(name) for name in args.names or [args.model_name])
     config = _config(parser, args, models, _replicas(parser, args, len(models)))
+    _check_rule(parser, config.batching)
     _hold_ports(parser, config.endpoint)
     return config
 
@@ -226,7 +229,9 @@ def _config(
     timeout = args.request_timeout_s
     return ServerConfig(
         models=models,
-        batching=BatchingConfig(args.batching, args.max_batch_size, args.batch_wait_ms / 1000),
+        batching=BatchingConfig(
+            args.batching, args.max_batch_size, args.batch_wait_ms / 1000, args.dispatch_rule
+        ),
         limits=LimitsConfig(
             max_queued_requests=args.max_queued_requests,
             max_body_mb=args.max_body_mb,
@@ -241,6 +246,14 @@ def _config(
             args.address, args.node_address, args.dashboard, args.proxy, num_cpus=cores()
         ),
     )
+
+
+def _check_rule(parser: Parser, batching: BatchingConfig) -> None:
+    """Refuse a dispatch rule that cannot be imported, before anything starts."""
+    try:
+        load_rule(batching.rule, os.getcwd())
+    except CannotStart as error:
+        parser.error(str(error))
 
 
 def _endpoint(parser: Parser, args: argparse.Namespace) -> EndpointConfig:

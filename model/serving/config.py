@@ -28,6 +28,7 @@ class BatchingConfig:
     where: Literal["off", "replica", "frontend"] = "frontend"
     max_size: int = 16  # instances
     wait_s: float = 0.005
+    rule: str | None = None  # MODULE:FUNCTION that says when and how much; None: even_share
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a batch that is not full waits at most this long for the next request",
     )
     ours.add_argument(
+        "--dispatch_rule",
+        metavar="MODULE:FUNCTION",
+        help="when a batch goes to a free replica and how large it is "
+        "(default: even_share of model.serving.dispatch)",
+    )
+    ours.add_argument(
         "--threads",
         type=_number(int, 1),
         help="OMP_NUM_THREADS of each process that holds a model (default: its share of the cores)",

@@ -10,6 +10,7 @@ from kserve.model import InferenceVerb
 
 from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart, ModelConfig
+from model.serving.dispatch import load_rule
 from model.serving.errors import reason
 from model.serving.protocol import Description, Response
 from model.serving.upstream_ray import listen_on_loopback
@@ -58,6 +59,7 @@ class Replica(WorkerThread):
                 max_size=batching.max_size,
                 wait_s=batching.wait_s,
                 size=lambda request: request.instances,
+                rule=load_rule(batching.rule, model.folder),
             )
 
     def describe(self) -> Description:

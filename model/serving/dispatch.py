@@ -1,0 +1,55 @@
+"""When a batch is dispatched to a worker that is free, and how large it is: a rule that can be
+replaced."""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.serving.config import CannotStart
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a rule decides by, when requests wait and a worker is free. Sizes are in instances."""
+
+    queued: int  # waits now
+    expected: int  # that, and what those are likely to send whose responses just went out
+    in_flight: int  # other workers work on it
+    workers: int  # the free ones and the busy ones
+    max_size: int  # of a batch
+    waited: bool  # whether the rule has been waiting, and nothing has arrived for `wait_s`
+
+
+Rule = Callable[[Waiting], int]  # how much to dispatch to one free worker now; 0: wait
+
+
+def even_share(waiting: Waiting) -> int:
+    """A worker's even share of the backlog; 0 as long as that is expected but not there."""
+    backlog = waiting.expected + waiting.in_flight
+    share = min(math.ceil(backlog / waiting.workers), waiting.max_size)
+    if waiting.queued < min(share, waiting.expected) and not waiting.waited:
+        return 0
+    return share
+
+
+def load_rule(target: str | None, folder: str) -> Rule:
+    """The rule at MODULE:FUNCTION, found from `folder` first; `even_share` where target is None.
+
+    Raises CannotStart when there is no such function.
+    """
+    if target is None:
+        return even_share
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise CannotStart(f"--dispatch_rule {target}: give MODULE:FUNCTION, as in my_rule:greedy")
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        rule = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise CannotStart(f"--dispatch_rule {target} cannot be imported: {error}") from error
+    if not callable(rule):
+        raise CannotStart(f"--dispatch_rule {target}: {module} has no function {name}")
+    return rule
