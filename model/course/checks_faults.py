@@ -36,7 +36,7 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
             kill = Fault(
                 seconds / 3, "a replica is killed", partial(inject.kill_one_at_work, server)
             )
-            what = run_experiment(server, "yours", Workload.drawn(), seconds, [kill], timeout_s=30)
+            what = run_experiment(server, "yours", Workload.drawn(), seconds, steps, timeout_s=30)
             not_ready_s = None
             if what.answered == what.run.sent:
                 wait_for_replicas(server, 2)

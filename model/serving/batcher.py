@@ -41,9 +41,7 @@ class Batcher:
         self._queued_size = 0
         self._in_flight: dict[int, int] = {}  # worker index -> size of its batch
         self._tasks: set[asyncio.Task] = set()  # asyncio itself would not keep them
-        self._predicted_arrivals = (
-            0  # the size that waits or is likely to arrive soon, as last seen
-        )
+        self._predicted_arrivals = 0  # the size that waits or arrives soon, as expected
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, item: Any) -> Any:
