@@ -33,9 +33,8 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
         return print("not yet: nothing in my_server.py catches RayActorError")
     try:
         with ServerProcess("my_server", folder=folder, **fresh_token()) as server:
-            kill = Fault(
-                seconds / 3, "a replica is killed", partial(inject.kill_one_at_work, server)
-            )
+            kill = partial(inject.kill_one_at_work, server)
+            steps = [Fault(seconds / 3, "a replica is killed", kill)]
             what = run_experiment(server, "yours", Workload.drawn(), seconds, steps, timeout_s=30)
             not_ready_s = None
             if what.answered == what.run.sent:
