@@ -1,5 +1,6 @@
 """A model of the reader's own, packaged: the Dockerfile and the manifest say what was asked for."""
 
+import joblib
 import pytest
 import yaml
 
@@ -25,6 +26,8 @@ def packaged(folder, *options: str) -> tuple[str, dict]:
     )
     assert (into / "tickets.py").read_text() == MODEL
     manifest = yaml.safe_load((into / "inferenceservice.yaml").read_text())
+    name = options[options.index("--name") + 1] if "--name" in options else "custom-model-ray"
+    assert manifest["metadata"]["name"] == name
     (container,) = manifest["spec"]["predictor"]["containers"]
     return (into / "Dockerfile").read_text(), container
 
@@ -32,7 +35,7 @@ def packaged(folder, *options: str) -> tuple[str, dict]:
 @pytest.mark.parametrize(
     ("options", "replicas", "cpus", "limit"),
     [
-        ([], 2, 1, "2750m"),
+        (["--name", "tickets-2"], 2, 1, "2750m"),
         (["--num_replicas", "3", "--cpus_per_replica", "2"], 3, 2, "6750m"),
         (["--num_replicas", "2", "--cpus_per_replica", "0.5"], 2, 0.5, "1750m"),
     ],
@@ -57,9 +60,10 @@ def test_the_manifest_starts_what_was_asked_for(
 
 def test_packages_are_installed_by_root_and_the_server_is_not_root(folder):
     """The user of the image is the one before again."""
-    dockerfile, _ = packaged(folder, "--packages", "scikit-learn", "joblib")
+    dockerfile, _ = packaged(folder, "--packages", "joblib", "no-such-package", "numpy>=2")
     lines = dockerfile.splitlines()
-    at = lines.index("RUN pip install --no-cache-dir scikit-learn joblib")
+    pinned = f"'joblib=={joblib.__version__}' 'no-such-package' 'numpy>=2'"
+    at = lines.index(f"RUN pip install --no-cache-dir {pinned}")
     assert lines[at - 1 : at + 2 : 2] == ["USER root", "USER 1000"]
 
 
@@ -68,6 +72,8 @@ def test_packages_are_installed_by_root_and_the_server_is_not_root(folder):
     [
         (["tickets.py", "tickets.py"], "is not MODULE:CLASS"),
         (["tickets:Tickets", "nothing.py"], "there is no file nothing.py"),
+        (["other:Tickets", "tickets.py"], "none of the files is the module of other:Tickets"),
+        (["tickets:Tickets", "tickets.py", "--name", "My_Model"], "--name My_Model"),
         (["tickets:Tickets", "tickets.py", "--num_replicas", "0"], "above 0"),
     ],
 )

@@ -5,8 +5,10 @@ the model's files on top of the image of deploy/Dockerfile.
 """
 
 import argparse
+import contextlib
 import math
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -22,7 +24,9 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODULE:CLASS")
     parser.add_argument("files", nargs="+", type=Path, help="the module and what it loads")
     parser.add_argument("--image", required=True, help="name:tag, as your registry has it")
-    parser.add_argument("--packages", nargs="*", default=[], help="for pip, beside the image's own")
+    parser.add_argument("--name", default="custom-model-ray", help="of the InferenceService")
+    help = "for pip, beside the image's own; one without a version gets the version installed here"
+    parser.add_argument("--packages", nargs="*", default=[], help=help)
     parser.add_argument("--num_replicas", type=int, default=2)
     parser.add_argument("--cpus_per_replica", type=float, default=1.0)
     parser.add_argument("--memory_mib", type=int, default=3072, help="of the pod: measure it")
@@ -32,6 +36,10 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.model!r} is not MODULE:CLASS")
     if missing := [str(file) for file in args.files if not file.is_file()]:
         parser.error(f"there is no file {missing[0]}")
+    if args.model.partition(".")[0].partition(":")[0] not in {file.stem for file in args.files}:
+        parser.error(f"none of the files is the module of {args.model}: name it, and what it loads")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?", args.name):
+        parser.error(f"--name {args.name}: Kubernetes wants small letters, digits and dashes")
     if args.num_replicas < 1 or args.cpus_per_replica <= 0:
         parser.error("the number of replicas and the CPUs of each are above 0")
     return args
@@ -41,12 +49,23 @@ def dockerfile(args: argparse.Namespace) -> str:
     """The image: the model's files on top of the one that serves any model."""
     lines = [f"# docker build -t {args.image} .", f"FROM {BASE}"]
     if args.packages:
-        install = f"RUN pip install --no-cache-dir {' '.join(args.packages)}"
+        packages = " ".join(f"'{_pinned(package)}'" for package in args.packages)
+        install = f"RUN pip install --no-cache-dir {packages}"
         lines += ["USER root", install, "USER 1000"]
     lines.append(f"COPY {' '.join(file.name for file in args.files)} /models/")
     command = ["python", "-m", "model.serving", args.model, "--host=0.0.0.0"]
     lines.append("CMD [" + ", ".join(f'"{word}"' for word in command) + "]")
     return "\n".join(lines) + "\n"
+
+
+def _pinned(package: str) -> str:
+    """With the version that is installed here, unless it names one: what is pickled by one version
+    may not be read by another."""
+    if not re.fullmatch(r"[\w.-]+", package):
+        return package
+    with contextlib.suppress(PackageNotFoundError):
+        return f"{package}=={version(package)}"
+    return package
 
 
 def inference_service(args: argparse.Namespace) -> str:
@@ -56,6 +75,10 @@ def inference_service(args: argparse.Namespace) -> str:
     cpus = max(cpus, math.ceil(args.num_replicas * args.cpus_per_replica))
     resources = f"{{cpu: {1000 * cpus:.0f}m, memory: {args.memory_mib}Mi}}"
     changes = {
+        r"  name: custom-model-ray": f"  name: {args.name}",
+        r"README.md: what it needs, how to apply it.": (
+            "What it needs, how to apply it: deploy/README.md of parallel-inference."
+        ),
         rf"image: {BASE}  # built from Dockerfile": f"image: {args.image}",
         r"# - classifier:Classifier  # .*": f"- {args.model}",
         r"--num_replicas=\d+": f"--num_replicas={args.num_replicas}",
