@@ -5,6 +5,7 @@ import os
 import pickle
 import selectors
 import threading
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -23,8 +24,9 @@ from model.alexnet import shapes
 from model.alexnet.model import AlexNetModel
 from model.loadtest.bodies import v1_body
 from model.serving.batched_model import BatchedModel
-from model.serving.batcher import Batcher
+from model.serving.batcher import OVERLOAD_S, Batcher
 from model.serving.config import BatchingConfig, ModelConfig
+from model.serving.deadline import set_deadline
 from model.serving.dispatch import Waiting
 from model.serving.errors import ERRORS
 from model.serving.protocol import Description, Request, Response
@@ -267,6 +269,90 @@ def test_clients_that_have_gone_are_not_worked_for():
     in_virtual_time(main())
 
 
+def test_a_batch_that_nobody_waits_for_is_cancelled():
+    """And its worker is free for the next one; while one client still waits, it goes on."""
+
+    async def main():
+        work = Work(seconds=10)
+        batcher = Batcher(work)
+        first = asyncio.ensure_future(batcher("first"))
+        await asyncio.sleep(0)
+        a, b, stays = (asyncio.ensure_future(batcher(item)) for item in ("a", "b", "stays"))
+        await asyncio.sleep(1)
+        first.cancel()
+        await asyncio.sleep(0.1)
+        assert work.batches == [["first"], ["a", "b", "stays"]] and batcher.backlog == 9
+        a.cancel(), b.cancel()
+        assert await stays == "STAYS"
+        assert now() == pytest.approx(11, abs=0.2)
+
+    in_virtual_time(main())
+
+
+def test_the_newest_go_first_once_clients_give_up():
+    """Whoever waits longest is about to give up, so work for them would be lost."""
+
+    async def main():
+        work = Work(seconds=1)
+        batcher = Batcher(work, max_size=1)
+
+        async def patient(item, seconds):
+            async with asyncio.timeout(seconds):
+                return await batcher(item)
+
+        asked = []
+        for item in "abcde":
+            asked.append(asyncio.ensure_future(patient(item, 2.5 if item == "c" else 9)))
+            await asyncio.sleep(0.1)
+        await asyncio.gather(*asked, return_exceptions=True)
+        # b: in the order in which they came; c gives up at 2.7, while d is worked on or before.
+        assert [batch[0] for batch in work.batches[:2]] == ["a", "b"]
+        assert "e" in [batch[0] for batch in work.batches]
+        order = [batch[0] for batch in work.batches]
+        assert order.index("e") < order.index("d")
+
+    in_virtual_time(main())
+
+
+def test_the_order_returns_when_nobody_gives_up():
+    """After OVERLOAD_S without anybody: as they came."""
+
+    async def main():
+        work = Work(seconds=1)
+        batcher = Batcher(work, max_size=1)
+        gone = asyncio.ensure_future(batcher("gone"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(OVERLOAD_S + 1)
+        await asyncio.gather(*map(batcher, "abc"))
+        assert work.batches[-3:] == [["a"], ["b"], ["c"]]
+
+    in_virtual_time(main())
+
+
+def test_a_deadline_that_cannot_be_met():
+    """TimeoutError at once, and no work: at its arrival, or when its turn comes too late."""
+
+    async def main():
+        work = Work(seconds=1)
+        batcher = Batcher(work, max_size=1)
+        await batcher("known")  # a batch takes a second
+        began = now()
+        with pytest.raises(TimeoutError, match="deadline"):
+            await batcher("hopeless", now() + 0.5)
+        assert now() == began
+        first = asyncio.ensure_future(batcher("first"))
+        await asyncio.sleep(0)
+        late, fine = (
+            asyncio.ensure_future(batcher(x, now() + y)) for x, y in (("l", 1.5), ("f", 3))
+        )
+        assert await fine == "F" and now() == began + 2
+        assert isinstance(late.exception(), TimeoutError)
+        assert work.batches == [["known"], ["first"], ["f"]] and await first == "FIRST"
+
+    in_virtual_time(main())
+
+
 class Slow:
     """A backend that takes half a second for a batch."""
 
@@ -301,6 +387,20 @@ def test_the_request_timeout():
         slow.well = False
         with pytest.raises(ModelNotReady):
             await model.predict({"instances": [1]})
+
+    in_virtual_time(main())
+
+
+def test_the_clients_deadline():
+    """It ends a request before the server's own limit does, with a sentence that says so."""
+
+    async def main():
+        model = BatchedModel("slow", Slow(), BatchingConfig(), timeout_s=60)
+        model.load()
+        set_deadline(0.2)
+        with pytest.raises(TimeoutError, match="^slow gave no response by the deadline.$"):
+            await model.predict({"instances": [1]})
+        assert now() == pytest.approx(0.2)
 
     in_virtual_time(main())
 
@@ -375,6 +475,37 @@ def test_a_batch_with_the_wrong_results_fails_as_a_whole(results):
     errors = predict(loaded(Careless), results, "second")
     assert [type(error) for error in errors] == [InferenceError] * 2
     assert "predict_batch must return a list of 2 results" in str(errors[0])
+
+
+class Steps(Model):
+    """Each call of preprocess takes a moment, and is remembered."""
+
+    seen: list = []
+
+    def preprocess(self, payload, headers=None):
+        """Remember it."""
+        time.sleep(0.05)
+        self.seen.append(payload)
+        return payload
+
+    def predict(self, payload, headers=None):
+        """Never reached."""
+        raise AssertionError
+
+
+def test_a_cancelled_batch_ends_with_the_call_that_is_under_way():
+    """The thread makes no other call, and the cancellation is done when the thread is free."""
+
+    async def main():
+        thread = loaded(Steps)
+        batch = asyncio.ensure_future(thread.predict_batch([Request(i, {}) for i in range(100)]))
+        await asyncio.sleep(0.12)
+        batch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await batch
+        assert 0 < len(Steps.seen) < 50 and thread.stalled_for() == 0
+
+    asyncio.run(main())
 
 
 class Strict(Model):
@@ -482,16 +613,18 @@ def test_a_replica_whose_model_is_ill_is_not_healthy():
     asyncio.run(main())
 
 
-def test_a_replica_tells_the_backlog_of_the_frontend():
+def test_a_replica_tells_the_backlog_of_each_frontend(monkeypatch):
     """For a while after a batch has brought it along."""
 
     async def main():
         told = replica()
         assert told.record_autoscaling_stats() == {"backlog": 0}
         Stopping.go.set()
-        await told.predict_batch(batch("body"), 0, 17)
-        assert told.record_autoscaling_stats() == {"backlog": 17}
-        told._backlog_seen -= 60
+        await told.predict_batch(batch("body"), 0, 17, "one")
+        await told.predict_batch(batch("body"), 0, 4, "another")
+        stats = told.record_autoscaling_stats()
+        assert stats == {"backlog one": 17, "backlog another": 4}
+        monkeypatch.setattr("model.serving.replica.FRESH_S", -1)
         assert told.record_autoscaling_stats() == {"backlog": 0}
 
     asyncio.run(main())
@@ -508,7 +641,7 @@ class Odd(Model):
 def test_a_response_that_cannot_be_pickled_is_an_error_of_its_own_request():
     """The others of its batch are answered; in process there is nothing to pickle."""
     odd = Replica(ModelConfig("odd", f"{__name__}:Odd"))
-    good, wrong = pickle.loads(asyncio.run(odd.predict_batch(batch("good", "odd"), 0, 1)))
+    good, wrong = pickle.loads(asyncio.run(odd.predict_batch(batch("good", "odd"), 0, 1))[0])
     assert good.body == "good"
     assert isinstance(wrong, RuntimeError) and "cannot leave the replica" in str(wrong)
     [function] = predict(loaded(Odd), "odd")

@@ -72,6 +72,37 @@ def impatient_ctrl_c(server: ServerProcess) -> None:
         time.sleep(0.3)
 
 
+def test_a_drain(traces):
+    """After SIGTERM: not ready at once, and it answers for as long as it was told; then it ends."""
+    options = ("--in_process", "--drain_s", "3", BUSY)
+    with ServerProcess("model.serving", *options, **traces.env) as server, requests.Session() as s:
+        ask = {"json": {"instances": [0]}, "timeout": 10}
+        assert s.post(server.predict, **ask).headers.get("connection") != "close"
+        began = time.monotonic()
+        sigterm(server)
+        ready = f"{server.url}/v2/models/{server.name}/ready"
+        assert until(lambda: s.get(ready, timeout=10).status_code == 503, 2)
+        assert s.get(f"{server.url}/v2/health/ready", timeout=10).status_code == 503
+        assert s.get(f"{server.url}/v2/health/live", timeout=10).status_code == 200
+        while time.monotonic() - began < 2:
+            response = s.post(server.predict, **ask)
+            assert response.status_code == 200 and response.headers["connection"] == "close"
+        assert server.process.wait(ENDS_WITHIN_S) == 0
+        assert time.monotonic() - began > 3
+        assert_ends(server, traces)
+
+
+@pytest.mark.parametrize("end", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
+def test_a_drain_that_is_cut_short(traces, end):
+    """By a second signal, or by Ctrl-C."""
+    options = ("--in_process", "--drain_s", "60", BUSY)
+    with ServerProcess("model.serving", *options, **traces.env) as server:
+        for number in end:
+            server.process.send_signal(number)
+            time.sleep(0.5)
+        assert server.process.wait(20) == 0
+
+
 class Case(NamedTuple):
     """A server, a request that takes it a while, and how it is ended."""
 

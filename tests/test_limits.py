@@ -17,6 +17,8 @@ from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving import http
 from model.serving.admission import Admission
+from model.serving.config import LimitsConfig
+from model.serving.metrics import REQUESTS
 from tests.conftest import BOTH, long
 from tests.malformed_images import encoded
 from tests.samples import GOOD
@@ -97,23 +99,156 @@ def test_pixels(narrow):
     assert "400,000 pixels" in response.json()["error"]
 
 
+class Connection:
+    """What uvicorn gives an application for one request: it receives what the test sends."""
+
+    def __init__(self, path: str = "/v1/models/m:predict", **headers: str) -> None:
+        named = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
+        self.scope = {"type": "http", "method": "POST", "path": path, "headers": named}
+        self.messages: asyncio.Queue = asyncio.Queue()
+        self.said: list[dict] = []
+
+    def sends(self, body: bytes, more: bool = False) -> None:
+        """A piece of the body."""
+        self.messages.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    def closes(self) -> None:
+        """The client goes away."""
+        self.messages.put_nowait({"type": "http.disconnect"})
+
+    async def send(self, message: dict) -> None:
+        """What the server says."""
+        self.said.append(message)
+
+    def through(self, middleware: http.HttpMiddleware) -> asyncio.Task:
+        """The request's way through the middleware."""
+        return asyncio.ensure_future(middleware(self.scope, self.messages.get, self.send))
+
+    @property
+    def status(self) -> int:
+        """Of the response; 0 while there is none."""
+        return self.said[0]["status"] if self.said else 0
+
+
+def counted(outcome: str) -> float:
+    """How many requests for the model `m` came to that."""
+    return REQUESTS.labels("m", outcome)._value.get()
+
+
 def test_a_slow_sender(monkeypatch):
-    """408 when the body is not there in time, and the connection is closed."""
+    """408 when the body is not there in time, and the connection is closed; no place was taken."""
     monkeypatch.setattr(http, "BODY_TIMEOUT_S", 0.05)
-    said = []
 
-    async def receive() -> dict:
+    async def main():
+        admission = Admission(["m"], 1)
+        middleware = http.HttpMiddleware(None, admission, LimitsConfig())
+        slow = Connection()
+        slow.sends(b"{", more=True)
+        task = slow.through(middleware)
         await asyncio.sleep(0.02)
-        return {"type": "http.request", "body": b"{", "more_body": True}
+        assert admission.of("m").in_flight == 0
+        await task
+        assert slow.status == 408 and (b"connection", b"close") in slow.said[0]["headers"]
+        assert_plain(json.loads(slow.said[1]["body"])["error"])
 
-    async def send(message: dict) -> None:
-        said.append(message)
+    asyncio.run(asyncio.wait_for(main(), 5))
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/models/m:predict", "headers": []}
-    middleware = http.HttpMiddleware(None, Admission(["m"], 1), 1)
-    asyncio.run(asyncio.wait_for(middleware(scope, receive, send), 2))
-    assert said[0]["status"] == 408 and (b"connection", b"close") in said[0]["headers"]
-    assert_plain(json.loads(said[1]["body"])["error"])
+
+def test_a_client_that_goes_away_is_worked_for_no_longer():
+    """The application is cancelled, the place is free, and the request counts as abandoned."""
+
+    async def main():
+        cancelled = []
+
+        async def app(scope, receive, send):
+            await receive()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+
+        admission, before = Admission(["m"], 1), counted("abandoned")
+        client = Connection()
+        client.sends(b"{}")
+        task = client.through(http.HttpMiddleware(app, admission, LimitsConfig()))
+        await asyncio.sleep(0.01)
+        assert admission.of("m").in_flight == 1
+        client.closes()
+        await task
+        assert cancelled and client.said == [] and admission.of("m").in_flight == 0
+        assert counted("abandoned") == before + 1
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def test_bodies_share_a_bound_and_the_slowest_gives_way():
+    """It gets 503; a quick one is answered meanwhile, and the bytes are given back."""
+
+    async def main():
+        async def app(scope, receive, send):
+            body = (await receive())["body"]
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"%d" % len(body)})
+
+        middleware = http.HttpMiddleware(
+            app, Admission(["m"], 9), LimitsConfig(max_body_memory_mb=1)
+        )
+        slow, slower, quick = Connection(), Connection(), Connection()
+        for each in (slow, slower):
+            each.sends(bytes(400 * 1024), more=True)
+        tasks = [slow.through(middleware), slower.through(middleware)]
+        await asyncio.sleep(0.01)
+        quick.sends(bytes(500 * 1024))
+        await quick.through(middleware)
+        assert quick.status == 200 and quick.said[-1]["body"] == b"512000"
+        await tasks[0]
+        assert slow.status == 503 and (b"connection", b"close") in slow.said[0]["headers"]
+        slower.sends(b"!")
+        await tasks[1]
+        assert slower.status == 200 and middleware._receiving.total == 0
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+@pytest.mark.parametrize("said", ["soon", "-5", "nan", "inf"])
+def test_a_deadline_that_is_none(said):
+    """400, and the header's name."""
+
+    async def main():
+        client = Connection(x_envoy_expected_rq_timeout_ms=said)
+        client.sends(b"{}")
+        await client.through(http.HttpMiddleware(None, Admission(["m"], 1), LimitsConfig()))
+        assert client.status == 400
+        assert "x-envoy-expected-rq-timeout-ms" in json.loads(client.said[1]["body"])["error"]
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_full_queue_says_when_to_come_back(status, monkeypatch):
+    """In the status chosen; the seconds come from the queue and the rate, and are spread."""
+
+    async def main():
+        admission = Admission(["m"], 20)
+        controller, now = admission.of("m"), [100.0]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        for _ in range(10):  # two a second
+            with controller.admitted() as request:
+                request["outcome"] = "answered"
+            now[0] += 0.5
+        controller.in_flight = 20
+        middleware = http.HttpMiddleware(None, admission, LimitsConfig(overload_status=status))
+        told, before = [], counted("rejected")
+        for _ in range(50):
+            client = Connection()
+            await client.through(middleware)
+            assert client.status == status
+            told += [int(v) for k, v in client.said[0]["headers"] if k == b"retry-after"]
+        assert min(told) >= 10 and max(told) <= 20 and len(set(told)) > 3 and len(told) == 50
+        assert counted("rejected") == before + 50
+
+    asyncio.run(main())
 
 
 def repository(server: ServerProcess, what: str, name: str) -> requests.Response:

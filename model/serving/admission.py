@@ -1,12 +1,17 @@
 """Admits requests while there is room and rejects the rest at once; counts what became of each."""
 
+import math
+import random
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from model.serving.metrics import ADMISSION_LIMIT, IN_FLIGHT, REQUESTS
 
-RETRY_AFTER_S = 1  # what a client that got 503 is told to wait
 FULL = "The server is busy and its queue is full: try again later."
+COUNTED = 200  # of the last responses, to tell how many there are in a second
+LONGEST_RETRY_S = 60
 
 
 class AdmissionController:
@@ -19,6 +24,7 @@ class AdmissionController:
     def __init__(self, model_name: str, limit: int) -> None:
         """model_name: for the metrics. limit: how many may be in flight."""
         self._name, self.limit, self.in_flight = model_name, limit, 0
+        self._answered: deque[float] = deque(maxlen=COUNTED)  # when, on the monotonic clock
         IN_FLIGHT.labels(model_name).set_function(lambda: self.in_flight)
         ADMISSION_LIMIT.labels(model_name).set(limit)
 
@@ -27,9 +33,21 @@ class AdmissionController:
         """Whether the next request is to be rejected."""
         return self.in_flight >= self.limit
 
-    def reject(self) -> None:
-        """Count a request that was rejected."""
-        REQUESTS.labels(self._name, "rejected").inc()
+    def count(self, outcome: str) -> None:
+        """Count a request that was not admitted, or had not arrived: what became of it."""
+        REQUESTS.labels(self._name, outcome).inc()
+
+    def retry_after_s(self) -> int:
+        """In how many seconds a client that was rejected should try again, at least 1.
+
+        When as many are answered as are in flight now, at the rate of the last responses; and up
+        to twice that, at random, so that those rejected together do not return together.
+        """
+        rate = 0.0
+        if len(self._answered) > 1:
+            rate = len(self._answered) / max(1e-3, time.monotonic() - self._answered[0])
+        seconds = self.in_flight / rate if rate else 1.0
+        return math.ceil(min(LONGEST_RETRY_S, max(0.5, seconds)) * random.uniform(1, 2))
 
     @contextmanager
     def admitted(self) -> Iterator[dict[str, str]]:
@@ -40,7 +58,9 @@ class AdmissionController:
             yield request
         finally:
             self.in_flight -= 1
-            REQUESTS.labels(self._name, request["outcome"]).inc()
+            self.count(request["outcome"])
+            if request["outcome"] == "answered":
+                self._answered.append(time.monotonic())
 
 
 class Admission:
@@ -49,6 +69,7 @@ class Admission:
     def __init__(self, model_names: Iterable[str], limit: int) -> None:
         """limit: of each model."""
         self._controllers = {name: AdmissionController(name, limit) for name in model_names}
+        self.draining = False  # whether the server is about to end: it is not ready, and goes on
 
     def of(self, model_name: str) -> AdmissionController | None:
         """The controller of a model; None for one that is not served here."""

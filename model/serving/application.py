@@ -39,7 +39,8 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
     for model in models:
         model.enable_latency_logging = endpoint.latency_log
         registry.update(model)
-    dataplane = StrictDataPlane(model_registry=registry)
+    admission = Admission([model.name for model in models], config.admission_limit)
+    dataplane = StrictDataPlane(registry, admission)
     kind = ModelRepositoryExtension if endpoint.repository_api else ClosedRepository
     repository = kind(model_registry=registry)
     RESTServer(
@@ -50,8 +51,7 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
         access_log_format=endpoint.access_log_format,
     ).create_application()  # adds its endpoints to `app`
     add_handlers(app)
-    admission = Admission([model.name for model in models], config.admission_limit)
-    asgi = HttpMiddleware(app, admission, config.limits.max_body_mb)
+    asgi = HttpMiddleware(app, admission, config.limits)
     return Application(asgi, dataplane, repository, admission)
 
 

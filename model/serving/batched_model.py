@@ -13,6 +13,7 @@ from kserve.model import InferenceVerb
 from model.serving.backend import Backend
 from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart
+from model.serving.deadline import deadline
 from model.serving.dispatch import load_rule
 from model.serving.errors import reason
 from model.serving.metrics import BATCH_SIZE, QUEUED
@@ -103,7 +104,7 @@ class BatchedModel(Model):
                 rule=load_rule(self._batching.rule, os.getcwd()),
             )
             QUEUED.labels(self.name).set_function(lambda: self._batcher.queued)
-        return await self._batcher(request)
+        return await self._batcher(request, deadline())
 
     async def _predict_batch(
         self, batch: list[Request], worker_index: int, backlog: int
@@ -112,14 +113,19 @@ class BatchedModel(Model):
         return await self._backend.predict_batch(batch, worker_index, backlog)
 
     async def _in_time(self, answer) -> Response:
+        """The answer, within the server's time limit and the client's."""
+        end = asyncio.get_running_loop().time() + self._timeout_s
+        clients = deadline()
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            async with asyncio.timeout_at(end if clients is None else min(end, clients)) as limit:
                 return await answer
         except TimeoutError:
-            if not limit.expired():  # the backend's own, which says what it waited for
+            if not limit.expired():  # the backend's or the batcher's own, which says why
                 raise
             if not await self._backend.healthy():
                 raise ModelNotReady(self.name, "Nothing is there to answer.") from None
+            if clients is not None and clients < end:
+                raise TimeoutError(f"{self.name} gave no response by the deadline.") from None
             raise TimeoutError(
                 f"{self.name} gave no response within {self._timeout_s:g} seconds."
             ) from None

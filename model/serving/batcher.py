@@ -1,11 +1,14 @@
 """Gathers what waits into batches and hands them to workers: pure asyncio, for any kind of item."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from model.serving.dispatch import Rule, Waiting, even_share
+
+OVERLOAD_S = 2.0  # after a client gave up, so long the newest requests go first
+REMEMBERED = 8  # batches, of whose durations the shortest counts
 
 
 class Batcher:
@@ -16,6 +19,12 @@ class Batcher:
     share of the backlog, so that none is idle while another has too much; it waits only while more
     items are predicted to arrive (a client that got a response is likely to send its next request),
     at most `wait_s` each time. So a lone client never waits.
+
+    Whoever gives up (is cancelled) leaves the queue at once, and a batch in which nobody waits any
+    more is cancelled. An item whose deadline cannot be met is not begun. Items go in the order in
+    which they came, until clients give up: then, for a while, the newest go first, for whom there
+    is still time ("adaptive LIFO": B. Maurer, Fail at Scale, ACM Queue 13-8, 2015). The oldest
+    would be given up while they are worked on, and so everybody's.
     """
 
     def __init__(
@@ -37,21 +46,32 @@ class Batcher:
         """
         self._work, self._workers, self._size, self._rule = work, workers, size, rule
         self._max_size, self._wait_s = max_size, wait_s
-        self._queue: deque[tuple[Any, int, asyncio.Future]] = deque()
+        self._queue: OrderedDict[asyncio.Future, _Entry] = OrderedDict()  # oldest first
         self._queued_size = 0
-        self._in_flight: dict[int, int] = {}  # worker index -> size of its batch
-        self._tasks: set[asyncio.Task] = set()  # asyncio itself would not keep them
+        self._in_flight: dict[int, _Batch] = {}  # by worker index
         self._predicted_arrivals = 0  # the size that waits or arrives soon, as expected
         self._timer: asyncio.TimerHandle | None = None
+        self._newest_first_until = float("-inf")
+        self._durations: deque[float] = deque(maxlen=REMEMBERED)
 
-    async def __call__(self, item: Any) -> Any:
-        """The item's result; raises what its batch, or the item in it, came to."""
-        future = asyncio.get_running_loop().create_future()
-        size = self._size(item)
-        self._queue.append((item, size, future))
-        self._queued_size += size
+    async def __call__(self, item: Any, deadline: float | None = None) -> Any:
+        """The item's result; raises what its batch, or the item in it, came to.
+
+        deadline: on the event loop's clock; TimeoutError as soon as it cannot be met.
+        """
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        entry = _Entry(item, self._size(item), future, deadline)
+        if self._too_late(entry, loop.time()):
+            raise TooLate
+        self._queue[future] = entry
+        self._queued_size += entry.size
         self._dispatch()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._give_up(entry)
+            raise
 
     @property
     def queued(self) -> int:
@@ -61,7 +81,17 @@ class Batcher:
     @property
     def backlog(self) -> int:
         """The size of everything that waits or is worked on."""
-        return self._queued_size + sum(self._in_flight.values())
+        return self._queued_size + sum(batch.size for batch in self._in_flight.values())
+
+    def _give_up(self, entry: "_Entry") -> None:
+        """Nobody waits for the item any more, wherever it is."""
+        self._newest_first_until = asyncio.get_running_loop().time() + OVERLOAD_S
+        if self._queue.pop(entry.future, None):
+            self._queued_size -= entry.size
+            return
+        for batch in self._in_flight.values():
+            if all(other.future.done() for other in batch.entries):
+                batch.task.cancel()
 
     def _dispatch(self, waited: bool = False) -> None:
         """Give what waits to the workers that are free, as the rule says."""
@@ -77,63 +107,102 @@ class Batcher:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(self._wait_s, self._dispatch, True)
                 return
-            batch, size = self._take(share if share > 0 else self._max_size)
-            if batch:
-                worker_index = min(free)
-                self._in_flight[worker_index] = size
-                self._predicted_arrivals -= size
-                task = asyncio.ensure_future(self._run(batch, size, worker_index))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            if entries := self._take(share if share > 0 else self._max_size):
+                batch = _Batch(entries)
+                self._predicted_arrivals -= batch.size
+                self._in_flight[min(free)] = batch
+                batch.task = asyncio.ensure_future(self._run(batch, min(free)))
 
     def _share(self, waited: bool) -> int:
         """How much a free worker gets now."""
         waiting = Waiting(
             queued=self._queued_size,
             expected=max(self._queued_size, self._predicted_arrivals),
-            in_flight=sum(self._in_flight.values()),
+            in_flight=sum(batch.size for batch in self._in_flight.values()),
             workers=self._workers(),
             max_size=self._max_size,
             waited=waited,
         )
         return min(int(self._rule(waiting)), self._max_size)
 
+    def _take(self, share: int) -> list["_Entry"]:
+        """Remove the items of the next batch from the queue; those that are too late fail."""
+        now = asyncio.get_running_loop().time()
+        newest_first = now < self._newest_first_until
+        taken, total = [], 0
+        while self._queue:
+            future, entry = self._queue.popitem(last=newest_first)
+            if taken and total + entry.size > share:
+                self._queue[future] = entry
+                self._queue.move_to_end(future, last=newest_first)
+                break
+            self._queued_size -= entry.size
+            if self._too_late(entry, now):
+                future.set_exception(TooLate())
+            else:
+                taken.append(entry)
+                total += entry.size
+        return taken
+
+    def _too_late(self, entry: "_Entry", now: float) -> bool:
+        """Whether its deadline passes before any batch of late could have been done."""
+        soonest = now + min(self._durations, default=0.0)
+        return entry.deadline is not None and entry.deadline < soonest
+
     def _fail(self, error: Exception) -> None:
         """The rule raised: whoever waits gets its error, or would wait for ever."""
-        for _, _, future in self._queue:
-            if not future.done():
-                future.set_exception(error)
+        for future in self._queue:
+            future.set_exception(error)
         self._queue.clear()
         self._queued_size = 0
 
-    def _take(self, share: int) -> tuple[list[tuple[Any, asyncio.Future]], int]:
-        """Remove the items of the next batch from the queue: they, and their size."""
-        batch, total = [], 0
-        while self._queue and (not batch or total + self._queue[0][1] <= share):
-            item, size, future = self._queue.popleft()
-            self._queued_size -= size
-            if not future.done():  # else nobody waits for it any more
-                batch.append((item, future))
-                total += size
-        return batch, total
-
-    async def _run(
-        self, batch: list[tuple[Any, asyncio.Future]], size: int, worker_index: int
-    ) -> None:
+    async def _run(self, batch: "_Batch", worker_index: int) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        results: list = []
         try:
-            results = await self._work([item for item, _ in batch], worker_index, self.backlog)
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
+            items = [entry.item for entry in batch.entries]
+            results = await self._work(items, worker_index, self.backlog)
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(results)} results for {len(items)} requests")
+            self._durations.append(loop.time() - began)
+        except asyncio.CancelledError:  # nobody waits for it any more
+            results = [None] * len(batch.entries)
         except Exception as error:
-            results = [error] * len(batch)
+            results = [error] * len(batch.entries)
         finally:  # whatever happened, or the worker would never get another batch
             del self._in_flight[worker_index]
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():
+        for entry, result in zip(batch.entries, results, strict=True):
+            if entry.future.done():
                 continue
             if isinstance(result, Exception):
-                future.set_exception(result)
+                entry.future.set_exception(result)
             else:
-                future.set_result(result)
-        self._predicted_arrivals = self._queued_size + size
+                entry.future.set_result(result)
+        self._predicted_arrivals = self._queued_size + batch.size
         self._dispatch()
+
+
+class TooLate(TimeoutError):
+    """A deadline that cannot be met."""
+
+    def __init__(self) -> None:
+        super().__init__("The request was not begun: it could not be answered by its deadline.")
+
+
+class _Entry:
+    """One item, and who waits for it."""
+
+    __slots__ = ("deadline", "future", "item", "size")
+
+    def __init__(self, item: Any, size: int, future: asyncio.Future, deadline: float | None):
+        self.item, self.size, self.future, self.deadline = item, size, future, deadline
+
+
+class _Batch:
+    """What one worker works on. The task is kept here, as asyncio itself would not keep it."""
+
+    task: asyncio.Task
+
+    def __init__(self, entries: list[_Entry]) -> None:
+        self.entries, self.size = entries, sum(entry.size for entry in entries)

@@ -223,6 +223,10 @@ def _config(
 ) -> ServerConfig:
     if args.address and (args.dashboard is not None or args.proxy is not None):
         parser.error("--dashboard and --proxy belong to a cluster of its own, not to --address")
+    if args.drain_s and args.workers > 1:
+        parser.error("--drain_s has no effect with --workers: leave one of them out")
+    if args.max_body_memory_mb < args.max_body_mb:
+        parser.error("--max_body_memory_mb must be at least --max_body_mb")
     if replicas and args.workers > 1:
         parser.error("--workers is for --in_process: replicas are the workers, --num_replicas")
     each = max(1, int(replicas.cpus)) if replicas else max(1, cores() // args.workers)
@@ -234,7 +238,9 @@ def _config(
         ),
         limits=LimitsConfig(
             max_queued_requests=args.max_queued_requests,
+            overload_status=args.overload_status,
             max_body_mb=args.max_body_mb,
+            max_body_memory_mb=args.max_body_memory_mb,
             request_timeout_s=timeout,
             per_attempt_timeout_s=args.per_attempt_timeout_s or timeout / 3,
             watchdog_timeout_s=args.watchdog_timeout_s or timeout,
@@ -282,6 +288,7 @@ def _endpoint(parser: Parser, args: argparse.Namespace) -> EndpointConfig:
         repository_api=args.repository_api == "on",
         access_log=args.access_log == "on",
         latency_log=args.access_log == "on" and args.enable_latency_logging,
+        drain_s=args.drain_s,
         workers=args.workers,
         event_loop=args.event_loop,
         keep_alive_s=args.timeout_keep_alive,

@@ -36,7 +36,9 @@ class LimitsConfig:
     """How much a server takes on, and how long anybody waits; times in seconds."""
 
     max_queued_requests: int = 256
+    overload_status: int = 503  # or 429, of a request that finds the queue full
     max_body_mb: float = 64.0
+    max_body_memory_mb: float = 1024.0  # of all bodies that arrive or are worked on
     request_timeout_s: float = 60.0
     per_attempt_timeout_s: float = 20.0  # of one replica, before the request goes to another
     watchdog_timeout_s: float = 60.0  # of one step of a batch, before the replica is replaced
@@ -56,6 +58,7 @@ class EndpointConfig:
     repository_api: bool = False
     access_log: bool = False
     latency_log: bool = False
+    drain_s: float = 0.0  # after SIGTERM: not ready, and goes on answering
     workers: int = 1  # processes with a copy of the model each; in process only
     event_loop: str = "auto"
     keep_alive_s: int = 65

@@ -8,6 +8,7 @@ from kserve import InferRequest
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
 from kserve.errors import InvalidInput, ModelNotReady
 from kserve.model import BaseKServeModel
+from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import deserialize_bytes_tensor
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
@@ -15,11 +16,17 @@ from kserve.protocol.rest.v2_datamodels import InferenceRequest, RequestInput
 from kserve.utils.numpy_codec import to_np_dtype
 from pydantic import ValidationError
 
+from model.serving.admission import Admission
 from model.serving.errors import Forbidden, first_of
 
 
 class StrictDataPlane(DataPlane):
     """Refuses with a sentence where KServe's data plane fails, and tells the truth of readiness."""
+
+    def __init__(self, model_registry: ModelRepository, admission: Admission) -> None:
+        """admission: which knows whether the server is about to end."""
+        super().__init__(model_registry=model_registry)
+        self._admission = admission
 
     def decode(self, body, headers, *args, **kwargs):  # as DataPlane.decode
         """A request that cannot be read raises InvalidInput (KServe: a 500 for some).
@@ -47,14 +54,16 @@ class StrictDataPlane(DataPlane):
     async def ready(self) -> bool:
         """Whether every model is (KServe: always true)."""
         models = self.model_registry.get_models().values()
-        return bool(models) and all([await model.healthy() for model in models])
+        healthy = [await model.healthy() for model in models]
+        return bool(healthy) and all(healthy) and not self._admission.draining
 
     async def model_ready(self, model_name: str, disable_predictor_health_check=False) -> bool:
         """Whether a model is; before a prediction ModelNotReady says why it is not."""
         if disable_predictor_health_check:  # KServe asks so before each prediction
             await self.get_model(model_name)
             return True
-        return await self.get_model_from_registry(model_name).healthy()
+        model = self.get_model_from_registry(model_name)
+        return await model.healthy() and not self._admission.draining
 
     async def get_model(self, name: str) -> BaseKServeModel:
         """The model, or ModelNotReady (KServe: calls its `load` inside the request)."""

@@ -1,9 +1,12 @@
 """The applications that Ray Serve runs for us: replicas of a model, as the options say."""
 
+import base64
 import contextlib
 import hashlib
+import pickle
 import re
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +42,22 @@ def application(args: dict[str, Any]) -> serve.Application:
     return bind(config.models[0], config)
 
 
-def deploy(config: ServerConfig, reload_at: float = 0) -> dict[str, DeploymentHandle | CannotStart]:
-    """Have Ray Serve run all models of the configuration, and wait until they do.
+def deploy(
+    config: ServerConfig, reload_at: float = 0, only: Container[str] | None = None
+) -> dict[str, DeploymentHandle | CannotStart]:
+    """Have Ray Serve run the models of the configuration, and wait until they do.
 
-    reload_at: as for `bind`. Returns for each name the handle of its replicas, or why there are
-    none; the others run.
+    reload_at: as for `bind`. only: the names of some; None: all. Returns for each name the handle
+    of its replicas, or why there are none; the others run.
     """
+    models = [model for model in config.models if only is None or model.name in only]
     targets = [
         serve.RunTarget(bind(model, config, reload_at), **run_options(model, config))
-        for model in config.models
+        for model in models
     ]
     with contextlib.suppress(RuntimeError):  # of the first that fails; it is looked up below
         serve.run_many(targets)
-    return {model.name: _outcome(model.name) for model in config.models}
+    return {model.name: _outcome(model.name) for model in models}
 
 
 def _outcome(name: str) -> DeploymentHandle | CannotStart:
@@ -120,7 +126,7 @@ def deployment_options(
         "graceful_shutdown_wait_loop_s": 0.2,
         "graceful_shutdown_timeout_s": limits.per_attempt_timeout_s,
         "max_constructor_retry_count": 1,  # what fails to load fails again
-        "user_config": {"reload_at": reload_at},
+        "user_config": {"reload_at": reload_at, "deployed": _as_text(config)},
         "logging_config": {"enable_access_log": config.endpoint.access_log, "log_level": level},
         **versioned(_version(model, config)),
     }
@@ -141,6 +147,17 @@ def deployment_options(
         router = "model.serving.routing:AssignedReplicaRouter"
         options["request_router_config"] = RequestRouterConfig(request_router_class=router)
     return options
+
+
+def _as_text(config: ServerConfig) -> str:
+    """So that replicas can say how they were deployed; Ray takes what is JSON."""
+    return base64.b64encode(pickle.dumps(config)).decode()
+
+
+def deployed(handle: DeploymentHandle) -> ServerConfig | None:
+    """The configuration with which an application runs; None where it does not say."""
+    text = handle.deployed.remote().result(timeout_s=60)
+    return pickle.loads(base64.b64decode(text)) if text else None
 
 
 def _replica_arguments(model: ModelConfig, config: ServerConfig) -> tuple:

@@ -14,6 +14,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from model.serving.admission import FULL, Admission
 from model.serving.config import EndpointConfig
+from model.serving.deadline import set_deadline
 from model.serving.errors import sentence, statuses
 
 OUTCOMES = {  # of a call that was aborted; all others failed
@@ -75,8 +76,10 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
             if controller is None:
                 return await handler.unary_unary(request, context)
             if controller.full:
-                controller.reject()
+                controller.count("rejected")
+                context.set_trailing_metadata(_pushback(controller.retry_after_s()))
                 await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+            set_deadline(context.time_remaining())
             with controller.admitted() as counted:
                 try:
                     response = await handler.unary_unary(request, context)
@@ -89,6 +92,11 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(
             infer, handler.request_deserializer, handler.response_serializer
         )
+
+
+def _pushback(seconds: int) -> tuple[tuple[str, str]]:
+    """What gRPC's own clients obey where their service config has a retry policy."""
+    return (("grpc-retry-pushback-ms", str(1000 * seconds)),)
 
 
 async def _reject(_: bytes, context) -> None:

@@ -20,6 +20,9 @@ IN_FLIGHT = Gauge(
 ADMISSION_LIMIT = Gauge(
     "inference_admission_limit", "Requests that may be in flight; more are rejected", ["model"]
 )
+BODY_BYTES = Gauge(
+    "inference_body_bytes", "Bytes of request bodies that arrive or are worked on, over HTTP"
+)
 QUEUED = Gauge("inference_requests_queued", "Requests in flight that wait for a worker", ["model"])
 REPLICAS = Gauge("inference_replicas", "Replicas that run", ["model"])
 BATCH_SIZE = Histogram(

@@ -85,16 +85,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a larger request is refused; --grpc_max_receive_message_length overrides it for gRPC",
     )
     ours.add_argument(
+        "--max_body_memory_mb",
+        type=_number(float, 0.001),
+        default=LimitsConfig.max_body_memory_mb,
+        help="of all bodies that arrive or are worked on; above it the one that has been arriving "
+        "for longest gets 503",
+    )
+    ours.add_argument(
         "--max_queued_requests",
         type=_number(int, 1),
         default=LimitsConfig.max_queued_requests,
-        help="of a model that wait; more get 503 at once",
+        help="of a model that wait; more are rejected at once",
+    )
+    ours.add_argument(
+        "--overload_status",
+        type=int,
+        choices=[503, 429],
+        default=LimitsConfig.overload_status,
+        help="of requests that are rejected as the queue is full; gRPC says UNAVAILABLE",
     )
     ours.add_argument(
         "--request_timeout_s",
         type=_seconds,
         default=LimitsConfig.request_timeout_s,
         help="a request that takes longer gets 504",
+    )
+    ours.add_argument(
+        "--drain_s",
+        type=_delay,
+        default=EndpointConfig.drain_s,
+        help="after SIGTERM the server is not ready, and goes on answering for so long, so that "
+        "whoever sends requests can see that; Ctrl-C and a second signal end it at once",
     )
     ours.add_argument(
         "--repository_api",

@@ -12,6 +12,9 @@ def main() -> None:
     replaced in turn, each new one before the next old one goes; `--reload` has each load its model
     again. The server in front goes on. Its own options are as it was started: `--batching`, the
     limits, the ports.
+
+    A model whose new version cannot be loaded (a model may check itself in `load`, and raise) is
+    deployed as it was before: the old replicas go on, and this command ends with status 1.
     """
     from model.serving.cli import redeploy_config  # here, so that a signal is obeyed from now on
 
@@ -23,30 +26,38 @@ def main() -> None:
     from ray import serve
 
     from model.serving.config import CannotStart
-    from model.serving.deployment import deploy
+    from model.serving.deployment import deploy, deployed
     from model.serving.protocol import Description
     from model.serving.ray_cluster import Cluster
 
     with cleaning_up(), Cluster(config.cluster):
         running = serve.status().applications
-        models = []
+        models, before = [], {}
         for model in config.models:
             if model.name not in running:
                 raise CannotStart(
                     f"no server runs {model.name!r} on the cluster at {config.cluster.address}"
                 )
+            handle = serve.get_app_handle(model.name)
+            before[model.name] = deployed(handle)
             if not named:
-                handle = serve.get_app_handle(model.name)
                 found = Description(*handle.describe.remote().result(timeout_s=60)).model
                 model = replace(found, arguments=model.arguments)
             models.append(model)
         config = replace(config, models=tuple(models))
-        for name, result in deploy(config, time.time() if reload else 0).items():
-            if isinstance(result, Exception):
-                raise CannotStart(f"{name}: {result}")
-            if not reload:
-                continue
-            told = result.broadcast("reload_failure").results(timeout_s=60, return_exceptions=True)
+        results = deploy(config, time.time() if reload else 0)
+        failed = {name: why for name, why in results.items() if isinstance(why, Exception)}
+        for name, why in failed.items():
+            print(f"{name}: {why}; its old version is deployed again", flush=True)
+            if before[name] is None or isinstance(
+                deploy(before[name], only=[name])[name], Exception
+            ):
+                raise CannotStart(f"{name}: {why}; and its old version cannot be deployed again")
+        if failed:
+            each = "; ".join(f"{name}: {why}" for name, why in failed.items())
+            raise CannotStart(f"{each}. It goes on as it was before")
+        for name, handle in results.items() if reload else ():
+            told = handle.broadcast("reload_failure").results(timeout_s=60, return_exceptions=True)
             for failure in told:
                 if isinstance(failure, str):
                     raise CannotStart(f"{name} goes on as it was: {failure}")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import pickle
 import time
+from collections import Counter
 from typing import Any
 
 from kserve.model import InferenceVerb
@@ -49,8 +50,10 @@ class Replica(WorkerThread):
         except Exception as error:
             raise CannotStart(reason(error)) from error
         self._watchdog_timeout_s = watchdog_timeout_s
-        self._backlog, self._backlog_seen, self._batches = 0, float("-inf"), 0
+        self._backlogs: dict[str, tuple[int, float]] = {}  # frontend -> its backlog, and when
+        self._at_work: Counter[str] = Counter()  # frontend -> its batches
         self._reload_at: float | None = None
+        self._deployed = ""
         self._reload_failure: str | None = None
         self._batcher: Batcher | None = None
         if batching is not None and batching.where == "replica":
@@ -66,24 +69,41 @@ class Replica(WorkerThread):
         """What the frontend needs to know of the model."""
         return self.description
 
-    async def predict_batch(self, requests: bytes, worker_index: int, backlog: int) -> bytes:
-        """The pickled responses or errors of a pickled batch that was gathered in the frontend.
+    async def ping(self, worker_index: int) -> None:
+        """It is alive. worker_index: for the router."""
 
-        worker_index: for the router. backlog: instances in the frontend that wait or are worked
-        on, for autoscaling.
+    async def predict_batch(
+        self,
+        requests: bytes,
+        worker_index: int,
+        backlog: int,
+        frontend: str = "",
+        shared: bool = False,
+    ) -> tuple[bytes, bool]:
+        """The pickled responses or errors of a pickled batch that was gathered in the frontend; and
+        whether a batch of somebody else was here, too.
+
+        worker_index, shared: for the router. backlog: instances in that frontend that wait or are
+        worked on, for autoscaling.
         """
         batch = pickle.loads(requests)
         logger.info("requests %s", ", ".join(request.id for request in batch))
-        self._backlog, self._backlog_seen = backlog, time.monotonic()
-        self._batches += 1
+        self._backlogs[frontend] = backlog, time.monotonic()
+        self._at_work[frontend] += 1
+        others = self._at_work.total() > self._at_work[frontend]
         try:
-            return _pickled(await super().predict_batch(batch))
+            return _pickled(await super().predict_batch(batch)), others
         finally:
-            self._batches -= 1
+            self._at_work[frontend] -= 1
 
-    async def call(self, request: bytes, verb: InferenceVerb = InferenceVerb.PREDICT) -> bytes:
+    async def call(
+        self,
+        request: bytes,
+        verb: InferenceVerb = InferenceVerb.PREDICT,
+        worker_index: int | None = None,
+    ) -> bytes:
         """The pickled response or error to one pickled request; by way of a batch of this replica
-        where it makes batches."""
+        where it makes batches. worker_index: for the router."""
         [request] = pickle.loads(request)
         logger.info("requests %s", request.id)
         try:
@@ -104,11 +124,11 @@ class Replica(WorkerThread):
     async def reconfigure(self, config: dict) -> None:
         """Load the model again when the deployment's `user_config` asks for it; requests go on.
 
-        config: {"reload_at": a moment}; a later one than before asks for it. Ray calls this also
-        once the replica is made. Where loading fails the replica goes on with what it has: Ray
-        would end it, and all others with it.
+        config: {"reload_at": a moment}; a later one than before asks for it; and in `deployed`, how
+        the application was deployed. Ray calls this also once the replica is made. Where loading
+        fails the replica goes on with what it has: Ray would end it, and all others with it.
         """
-        moment = config["reload_at"]
+        moment, self._deployed = config["reload_at"], config.get("deployed", "")
         if self._reload_at is not None and moment > self._reload_at:
             self._reload_failure = None
             try:
@@ -118,14 +138,24 @@ class Replica(WorkerThread):
                 self._reload_failure = reason(error)
         self._reload_at = max(moment, self._reload_at or moment)
 
+    def deployed(self) -> str:
+        """The configuration with which its application was deployed last, as text."""
+        return self._deployed
+
     def reload_failure(self) -> str | None:
         """Why the model could not be loaded again when this was asked for last."""
         return self._reload_failure
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Ray's controller hands to routing.scale_by_backlog."""
-        fresh = self._batches or time.monotonic() - self._backlog_seen < FRESH_S
-        return {"backlog": self._backlog if fresh else 0}
+        """What Ray's controller hands to routing.scale_by_backlog: the backlog of each frontend."""
+        now = time.monotonic()
+        self._backlogs = {
+            frontend: (backlog, seen)
+            for frontend, (backlog, seen) in self._backlogs.items()
+            if self._at_work[frontend] or now - seen < FRESH_S
+        }
+        found = {f"backlog {name}": backlog for name, (backlog, _) in self._backlogs.items()}
+        return found or {"backlog": 0}
 
 
 def _pickled(results: list[Response | Exception]) -> bytes:

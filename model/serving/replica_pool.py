@@ -2,13 +2,14 @@
 
 import asyncio
 import pickle
+import secrets
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
-from kserve.errors import ModelNotReady
+from kserve.errors import InferenceError, ModelNotReady
 from kserve.logging import logger
 from kserve.model import InferenceVerb
 from ray import serve
@@ -19,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from model.serving.config import LimitsConfig
 from model.serving.metrics import REPLICAS, RETRIES
 from model.serving.protocol import Description, Request, Response
+from model.serving.retries import RetryBudget
 from model.serving.upstream_ray import over_grpc
 
 WATCH_PERIOD_S = 0.3  # between two looks at the replicas
@@ -27,6 +29,7 @@ STALE_S = 5.0  # a look older than this no longer counts
 SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
 PING_TIMEOUT_S = 0.5  # a kubelet's probe gives up after a second
 RETRY_PAUSE_S = 0.1
+SHARED_S = 10.0  # for so long after a batch of another frontend was met, there may be more
 ATTEMPTS = 3  # at most so many replicas get a request, one after the other
 LOAD_TIMEOUT_S = 60.0
 
@@ -46,8 +49,10 @@ class ReplicaPool:
     - overload, and replicas lost again and again, raise ModelNotReady (HTTP 503, gRPC UNAVAILABLE);
     - a request waits at most for its timeout and then raises TimeoutError (HTTP 504).
 
-    A request that itself crashes the replicas that get it is given up after three, with those in
-    its batch. While no replica runs, requests that are in flight already wait for one.
+    A request that itself crashes the replicas that get it is given up after three. Those in its
+    batch are not: once two replicas were lost, each is sent by itself. Retries have a budget, so
+    that they do not become a storm. While no replica runs, requests that are in flight already wait
+    for one.
     """
 
     def __init__(self, name: str, handle: DeploymentHandle, limits: LimitsConfig) -> None:
@@ -56,6 +61,9 @@ class ReplicaPool:
         self._name, self._limits = name, limits
         self._handle, self._by_reference = over_grpc(handle), handle
         self.description: Description | None = None
+        self._budget = RetryBudget()
+        self._frontend = secrets.token_hex(4)  # this one, among those that share the replicas
+        self._others_seen = float("-inf")  # when another frontend's batch was met, monotonic
         self._running = 0  # replicas, when last looked
         self._looked = float("-inf")  # when that was, on the monotonic clock
         self._answered = float("-inf")  # when a replica answered last
@@ -91,7 +99,9 @@ class ReplicaPool:
         self, requests: Sequence[Request], worker_index: int, backlog: int
     ) -> list[Response | Exception]:
         """Have the replica with that index, of as many as run, answer a batch in one call."""
-        more = {"worker_index": worker_index, "backlog": backlog}
+        now = time.monotonic()
+        more = {"worker_index": worker_index, "backlog": backlog, "frontend": self._frontend}
+        more["shared"] = now - self._others_seen < SHARED_S
         return await self._send("predict_batch", requests, **more)
 
     async def call(self, request: Request, verb: InferenceVerb) -> Response:
@@ -124,48 +134,111 @@ class ReplicaPool:
         if watch:  # so that no look is under way as Ray ends
             watch.join(STALE_S)
 
-    async def _send(self, method: str, requests: Sequence[Request], **more: Any) -> list:
+    async def _send(
+        self,
+        method: str,
+        requests: Sequence[Request],
+        attempts: int = 0,
+        deadline: float | None = None,
+        **more: Any,
+    ) -> list:
         """Call a replica's method, and another's where one is lost or takes too long.
 
-        A call that is given up, or that nobody waits for any more, is cancelled in the replica too.
+        attempts: that were made before. deadline: on the event loop's clock.
         """
-        payload = pickle.dumps(list(requests), pickle.HIGHEST_PROTOCOL)
-        deadline, attempts = time.monotonic() + self._limits.request_timeout_s, 0
+        now = asyncio.get_running_loop().time
+        deadline = deadline or now() + self._limits.request_timeout_s
         # gRPC refuses large responses too, and then the call has been made: it is made again.
-        handle = None if self.description.idempotent else self._by_reference
+        handle = self._handle if self.description.idempotent else self._by_reference
         while True:
-            left = deadline - time.monotonic()
             try:
-                response = getattr(handle or self._handle, method).remote(payload, **more)
-                limit = min(left, self._limits.per_attempt_timeout_s)
-                answer = await asyncio.wait_for(response, limit)
-                self._answered = time.monotonic()
-                return pickle.loads(answer)
-            except asyncio.CancelledError:  # the client has gone
-                response.cancel()
-                raise
+                async with self._budget.call(attempts > 0, deadline):
+                    limit = min(deadline - now(), self._limits.per_attempt_timeout_s)
+                    return await self._attempt(handle, method, requests, limit, **more)
             except Exception as error:
-                if _too_large(error) and handle is None:
+                if _too_large(error) and handle is self._handle:
                     handle = self._by_reference
                     continue
-                if isinstance(error, TimeoutError) and not isinstance(error, RayTaskError):
-                    response.cancel()
                 if not _lost(error) or not self.description.idempotent:
                     raise self._translated(error) from None
                 # While no replica runs the call waits in vain, and no attempt is made.
                 attempts += 0 if isinstance(error, TimeoutError) and not self._running else 1
-                if attempts == ATTEMPTS or time.monotonic() > deadline:
-                    raise self._translated(error, attempts) from None
+                if attempts >= ATTEMPTS or now() > deadline:
+                    raise self._translated(error, attempts, len(requests)) from None
                 reason = type(error).__name__
                 RETRIES.labels(self._name, reason).inc(len(requests))
                 logger.warning("retried (%s): %s", reason, ", ".join(r.id for r in requests))
+                crashed = not isinstance(error, TimeoutError)
             self._look_now.set()
+            if crashed and attempts == ATTEMPTS - 1 and len(requests) > 1:
+                return [await self._alone(method, r, attempts, deadline, more) for r in requests]
             await asyncio.sleep(RETRY_PAUSE_S)
-            if "worker_index" in more:
-                more["worker_index"] += 1  # not to the one that is stuck
+            worker_index = more.get("worker_index", 0) + 1  # not the one that is stuck
+            if crashed:
+                worker_index = await self._alive(worker_index, deadline)
+            more["worker_index"] = worker_index
 
-    def _translated(self, error: Exception, attempts: int = 0) -> Exception:
-        """What KServe can answer with, in place of what Ray raised."""
+    async def _attempt(
+        self, handle: DeploymentHandle, method: str, requests: Sequence[Request], limit, **more: Any
+    ) -> list:
+        """One call of a replica's method, for at most `limit` seconds.
+
+        A call that is given up, or that nobody waits for any more, is cancelled in the replica too.
+        """
+        payload = pickle.dumps(list(requests), pickle.HIGHEST_PROTOCOL)
+        response = getattr(handle, method).remote(payload, **more)
+        try:
+            answer = await asyncio.wait_for(response, limit)
+        except asyncio.CancelledError:  # the client has gone
+            response.cancel()
+            raise
+        except TimeoutError as error:
+            if not isinstance(error, RayTaskError):
+                response.cancel()
+            raise
+        self._answered = time.monotonic()
+        if method == "predict_batch":
+            answer, others = answer
+            if others:  # from now on replicas are asked how busy they are
+                self._others_seen = self._answered
+        return pickle.loads(answer)
+
+    async def _alone(
+        self, method: str, request: Request, attempts: int, deadline: float, more: dict[str, Any]
+    ) -> Response | Exception:
+        """The last attempt of a request whose batch has crashed replicas before: one of them may
+        have done that, and takes nobody else with it now."""
+        index = await self._alive(more.get("worker_index", 0) + 1, deadline)
+        more = more | {"worker_index": index}
+        try:
+            [result] = await self._send(method, [request], attempts, deadline, **more)
+        except Exception as error:
+            return error
+        return result
+
+    async def _alive(self, worker_index: int, deadline: float) -> int:
+        """The index of a replica that answers, from this one on; at the deadline any.
+
+        Several replicas may be lost together, and only who is sent to one of them learns that. So
+        none of a request's attempts is spent on a replica that is dead already.
+        """
+        now = asyncio.get_running_loop().time
+        while now() < deadline:
+            try:
+                await asyncio.wait_for(
+                    self._handle.ping.remote(worker_index=worker_index), PING_TIMEOUT_S
+                )
+                break
+            except Exception:  # whatever it is, it is no answer
+                worker_index += 1
+                await asyncio.sleep(RETRY_PAUSE_S)
+        return worker_index
+
+    def _translated(self, error: Exception, attempts: int = 0, requests: int = 0) -> Exception:
+        """What KServe can answer with, in place of what Ray raised.
+
+        attempts: that were made. requests: that were in the last of them.
+        """
         if isinstance(error, RayTaskError):  # raised in the replica, not by the model
             return RuntimeError(str(error.cause))
         if isinstance(error, TimeoutError) and not self._running:
@@ -181,6 +254,9 @@ class ReplicaPool:
             return TimeoutError(f"{self._name} gave no response {limit}.")
         if isinstance(error, BackPressureError):
             return ModelNotReady(self._name, "Its replicas are busy and the queue is full.")
+        if isinstance(error, RayActorError) and attempts >= ATTEMPTS and requests == 1:
+            # Not a 503, after which it would be sent again, to crash the next ones.
+            return InferenceError(f"Given up: {attempts} replicas crashed while they worked on it.")
         if isinstance(error, RayError | RayServeException | grpc.RpcError):
             return ModelNotReady(self._name, "The replica at work on the request was lost.")
         return error

@@ -14,6 +14,7 @@ import grpc
 import uvicorn
 from kserve.logging import logger
 from kserve.protocol.rest.ssl_cert_refresher import SSLCertRefresher
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from model.serving.application import Application, create_application
@@ -22,6 +23,7 @@ from model.serving.config import CannotStart, EndpointConfig, ServerConfig
 from model.serving.grpc_server import grpc_server
 from model.serving.machine import process_age
 
+HEADERS_TIMEOUT_S = 20  # from a connection, or a request's first byte, to the end of its headers
 GRACE_S = 30  # for requests in flight, once the server is told to end
 Wrap = Callable[[Callable], Callable]  # an ASGI application around another
 
@@ -67,8 +69,8 @@ def _loop_factory(event_loop: str) -> Callable[[], asyncio.AbstractEventLoop] | 
 
 async def _serve(application: Application, config: ServerConfig, wrap: Wrap | None) -> None:
     """Both protocols on this event loop."""
-    stopping = asyncio.Event()
-    with _signals(stopping.set):
+    ending = _Ending()
+    with _signals(ending.obey):
         asgi = wrap(application.asgi) if wrap else application.asgi
         http = _HttpServer(_uvicorn(asgi, config.endpoint))
         rpc = None
@@ -77,13 +79,35 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
             await rpc.start()
         announcement = asyncio.create_task(_announce(config))
         serving = asyncio.create_task(http.serve())
-        waiting = asyncio.create_task(stopping.wait())
+        waiting = asyncio.create_task(ending.asked.wait())
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         announcement.cancel()
+        application.admission.draining = True
+        await ending.drain(config.endpoint.drain_s)
         logger.info("Stopping the model server")
         http.should_exit = True
         await asyncio.gather(serving, *([rpc.stop(GRACE_S)] if rpc else []))
         waiting.cancel()
+
+
+class _Ending:
+    """What signals ask for: that the server ends, and, a second one or Ctrl-C, that it does now."""
+
+    def __init__(self) -> None:
+        self.asked, self._now = asyncio.Event(), asyncio.Event()
+
+    def obey(self, number: int) -> None:
+        """A signal has come."""
+        if self.asked.is_set() or number == signal.SIGINT:
+            self._now.set()
+        self.asked.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Go on for a while with a readiness that is false, so that others stop sending first."""
+        if seconds and self.asked.is_set() and not self._now.is_set():
+            logger.info("Draining for %g seconds", seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._now.wait(), seconds)
 
 
 def _serve_with_workers(
@@ -133,11 +157,43 @@ def _uvicorn(app, endpoint: EndpointConfig, **more) -> uvicorn.Config:
         timeout_keep_alive=endpoint.keep_alive_s,
         ssl_keyfile=key,
         ssl_certfile=certificate,
+        http=_HttpProtocol,
         ws="none",  # else a client that asks for a WebSocket never gets an answer
         lifespan="off",
         timeout_worker_healthcheck=60,  # a process that imports and loads does not answer yet
         **more,
     )
+
+
+class _HttpProtocol(HttpToolsProtocol):
+    """uvicorn's, which waits for headers without end, with a limit: then the connection is cut."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._headers_are_here()
+        super().connection_lost(error)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._wait_for_headers()
+
+    def on_headers_complete(self) -> None:
+        self._headers_are_here()
+        super().on_headers_complete()
+
+    def _wait_for_headers(self) -> None:
+        self._headers_are_here()
+        self._late = self.loop.call_later(HEADERS_TIMEOUT_S, self.transport.abort)
+
+    def _headers_are_here(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class _HttpServer(uvicorn.Server):
@@ -165,15 +221,16 @@ class _HttpServer(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """In this block SIGTERM and SIGINT call `stop`, again and again; after it nothing.
+def _signals(obey: Callable[[int], None]) -> Iterator[None]:
+    """In this block SIGTERM and SIGINT call `obey` with their number, again and again; after it
+    nothing.
 
     What is left to do then is short, and must be done. (Handlers of the event loop itself would
     leave Python's default behind.)
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+        signal.signal(number, lambda which, _: loop.call_soon_threadsafe(obey, which))
     try:
         yield
     finally:

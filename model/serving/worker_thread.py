@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,17 +174,30 @@ class WorkerThread:
             waiting = (handler(*args) for args in arguments)
             results = await asyncio.gather(*waiting, return_exceptions=True)
         else:
-            loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._thread, self._in_thread, handler, arguments)
+            results = await self._until_done(handler, arguments)
         for i, result in enumerate(results):
             if isinstance(result, AsyncIterator):
                 results[i] = NotImplementedError("streamed responses are not supported here")
         return [logged(result) if isinstance(result, Exception) else result for result in results]
 
-    def _in_thread(self, handler: Callable, arguments: list[tuple]) -> list:
+    async def _until_done(self, handler: Callable, arguments: list[tuple]) -> list:
+        """In the thread. Where this is cancelled the thread stops before the next call of the
+        handler, and the cancellation waits for that: before, the thread is not free."""
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        work = loop.run_in_executor(self._thread, self._in_thread, handler, arguments, stop)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait([work])
+            raise
+
+    def _in_thread(self, handler: Callable, arguments: list[tuple], stop: threading.Event) -> list:
         results = []
         try:
             for args in arguments:
+                if stop.is_set():
+                    break
                 self._step_began = time.monotonic()
                 results.append(_attempt(handler, *args))
         finally:

@@ -1,0 +1,122 @@
+"""Clients that behave badly: what they cost everybody else. Works on any KServe-compatible server.
+
+Each experiment returns an Outcome; RuntimeError when its clients could not do what they were to do.
+"""
+
+import asyncio
+import contextlib
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from model.faults.outcome import Outcome, by_outcome
+from model.loadtest.generator import closed_loop
+from model.loadtest.workload import Workload
+
+
+def impatient(url: str, work: Workload, seconds: float = 20, clients: int = 60) -> Outcome:
+    """Clients that give up after twice the time that four patient ones wait, without a pause.
+
+    url: of V1 predict. work: of requests that take a while, of 8 images, say. Goodput is what is
+    answered in time; it is compared with what four patient clients get.
+    """
+    patient = closed_loop(url, work, 4, seconds / 2, warmup_s=2)
+    wait_s = 2 * statistics.median(patient.latencies)
+    run = closed_loop(url, work, clients, seconds, warmup_s=2, timeout_s=wait_s)
+    given_up = run.errors.get("timed out", 0)
+    if not given_up:
+        raise RuntimeError("no client gave up: the load was too small")
+    goodput = run.throughput / patient.throughput
+    return Outcome(
+        promise="clients that give up do not take the time of the others",
+        fault=f"{clients} clients, each gives up after {wait_s:.1f} s and sends again",
+        evidence=f"requests given up: {given_up}",
+        requests=by_outcome(run),
+        found=f"goodput {goodput:.2f} of that of 4 patient clients",
+        kept=goodput >= 0.8,
+        facts={"goodput": goodput, "patience_s": wait_s, "patient": patient.throughput},
+    )
+
+
+def slow_senders(url: str, work: Workload, seconds: float = 10, connections: int = 1000) -> Outcome:
+    """Connections that send a byte of a body now and then, and ten ordinary clients beside them."""
+    how = {"clients": 10, "seconds": seconds, "warmup_s": 2}
+    before = closed_loop(url, work, **how)
+    with trickling(url, connections) as slow:
+        during = closed_loop(url, work, **how)
+    if slow.open < 0.9 * connections:
+        raise RuntimeError(f"only {slow.open} of {connections} connections were made")
+    ratio = during.quantile(0.99) / before.quantile(0.99)
+    failed = sum(during.errors.values())
+    return Outcome(
+        promise="slow senders keep nobody out",
+        fault=f"{connections} connections that send one byte a second of a body",
+        evidence=f"connections made: {slow.open}, bytes sent: {slow.sent}",
+        requests=by_outcome(during),
+        found=f"p99 {ratio:.2f} times that without them",
+        kept=ratio <= 1.5 and not failed,
+        facts={"p99": ratio},
+    )
+
+
+@dataclass
+class Trickle:
+    """What slow senders have done so far."""
+
+    open: int = 0  # connections made
+    sent: int = 0  # bytes of bodies
+
+
+@contextmanager
+def trickling(url: str, connections: int) -> Iterator[Trickle]:
+    """In this block so many connections send V1 requests, one byte of the body a second each.
+
+    One that the server closes is made again.
+    """
+    done, loop, seen = threading.Event(), asyncio.new_event_loop(), Trickle()
+    thread = threading.Thread(
+        target=loop.run_until_complete, args=[_all(url, connections, done, seen)]
+    )
+    thread.start()
+    try:
+        while seen.open < connections and not done.wait(0.1) and thread.is_alive():
+            if seen.open and done.wait(5):
+                break
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+        loop.close()
+
+
+async def _all(url: str, connections: int, done: threading.Event, seen: Trickle) -> None:
+    tasks = [asyncio.create_task(_one(url, seen)) for _ in range(connections)]
+    while not done.is_set():
+        await asyncio.sleep(0.1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _one(url: str, seen: Trickle) -> None:
+    """One slow sender."""
+    parts = urlsplit(url)
+    head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 1000000\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    while True:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            try:
+                seen.open += 1
+                writer.write(head.encode())
+                while True:
+                    writer.write(b" ")
+                    await writer.drain()
+                    seen.sent += 1
+                    await asyncio.sleep(1)
+            finally:
+                writer.close()
+        await asyncio.sleep(1)

@@ -1,0 +1,63 @@
+"""Bounds the memory that request bodies take, while they arrive and while they are worked on."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from model.serving.metrics import BODY_BYTES
+
+
+class Receiving:
+    """Counts the bytes of all bodies in the server, from their first byte to the response.
+
+    Above the limit the body that has been arriving for longest gives way: so slow senders, however
+    many, keep nobody out. Only what has arrived counts, not what is announced.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """limit: in bytes."""
+        self.limit, self.total = limit, 0
+        self._arriving: OrderedDict[_Body, None] = OrderedDict()  # oldest first
+        BODY_BYTES.set_function(lambda: self.total)
+
+    @contextmanager
+    def body(self) -> Iterator["_Body"]:
+        """One request's body, which arrives in the current task; it counts until the block ends."""
+        body = _Body(self)
+        self._arriving[body] = None
+        try:
+            yield body
+        finally:
+            self._arriving.pop(body, None)
+            self.total -= body.size
+
+    def make_room(self) -> None:
+        """Have bodies give way until the rest is within the limit."""
+        excess = self.total - self.limit
+        while excess > 0 and self._arriving:
+            body, _ = self._arriving.popitem(last=False)
+            excess -= body.size
+            body.give_way()
+
+
+class _Body:
+    def __init__(self, receiving: Receiving) -> None:
+        self._receiving, self._task = receiving, asyncio.current_task()
+        self.size, self.gave_way = 0, False
+
+    def grew(self, size: int) -> None:
+        """So many bytes more are here."""
+        self.size += size
+        self._receiving.total += size
+        self._receiving.make_room()
+
+    def complete(self) -> None:
+        """All of it is here: it no longer gives way."""
+        self._receiving._arriving.pop(self, None)
+
+    def give_way(self) -> None:
+        """End its request: where it waits for more, its task is cancelled."""
+        self.gave_way = True
+        if self._task is not asyncio.current_task():
+            self._task.cancel()
