@@ -1,0 +1,177 @@
+"""What our server promises when its own parts fail, each promise with a fault that tests it.
+
+Each function starts the servers that it needs, and returns Outcomes.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import psutil
+import requests
+
+from model.faults import inject
+from model.faults.experiment import Fault, run_experiment
+from model.faults.nodes import fresh_token
+from model.faults.observe import replicas, wait_for_replicas
+from model.faults.outcome import Outcome, by_outcome, nothing_lost
+from model.faults.servers import ours
+from model.loadtest.server_process import ServerProcess
+from model.loadtest.workload import JsonWorkload
+
+FRAGILE = "model.faults.fragile:FragileModel"
+MS = 50  # of a batch
+CLIENTS = 32
+LEAN = ("--cpus_per_replica", "0.1")  # replicas that sleep: many fit on a few cores
+
+
+def work(count: int = 64) -> JsonWorkload:
+    """Requests for FragileModel, each with a response of its own."""
+    each = [MS + i / 1000 for i in range(count)]
+    return JsonWorkload(
+        [{"instances": [{"ms": ms}]} for ms in each], [{"predictions": [ms]} for ms in each]
+    )
+
+
+def fragile(count: int, *options: str, **env: str) -> ServerProcess:
+    """FragileModel in so many replicas."""
+    return ServerProcess(
+        "model.serving", FRAGILE, "--num_replicas", str(count), *LEAN, *options, **env
+    )
+
+
+def mass_failure(count: int, seconds: float = 15) -> Iterator[Outcome]:
+    """All replicas of so many are lost, all but one, and one after the other in 0.3 s."""
+
+    def one_by_one(server: ServerProcess) -> str:
+        there = replicas(server)
+        for replica in there:
+            replica.kill()
+            time.sleep(0.3 / len(there))
+        return inject.kill(there, "replicas, one by one")
+
+    ways = {
+        "all at once": inject.kill_all,
+        "all but one": lambda server: inject.kill(replicas(server)[1:], "replicas of all but one"),
+        "one by one in 0.3 s": one_by_one,
+    }
+    with fragile(count, **fresh_token()) as server:
+        for name, how in ways.items():
+            fault = Fault(3, name, partial(how, server))
+            what = f"{count} replicas lost: {name}"
+            found = run_experiment(server, what, work(), seconds, [fault], clients=CLIENTS)
+            yield nothing_lost("who is admitted is answered, however many replicas are lost", found)
+            wait_for_replicas(server, count)
+
+
+def poison(seconds: float = 20, every_s: float = 8) -> Outcome:
+    """Now and then a request crashes every replica that gets it; others are beside it."""
+    statuses, pids = [], set()
+
+    def send(server: ServerProcess) -> str:
+        pids.update(replica.pid for replica in replicas(server))
+        body = {"instances": [{"ms": MS, "crash": True}]}
+        statuses.append(requests.post(server.predict, json=body, timeout=90).status_code)
+        gone = sum(not psutil.pid_exists(pid) for pid in pids)
+        if not gone:
+            raise RuntimeError("the request crashed no replica")
+        return f"replicas crashed: {gone}"
+
+    times = [2 + i * every_s for i in range(max(1, int((seconds - 2) / every_s)))]
+    with fragile(4, **fresh_token()) as server:
+        steps = [
+            Fault(at, "a request that crashes replicas", partial(send, server)) for at in times
+        ]
+        found = run_experiment(server, "", work(), seconds, steps, clients=CLIENTS)
+    crashed = int(found.faults[-1].evidence.split()[-1])
+    return Outcome(
+        promise="a request that crashes replicas takes no other with it",
+        fault=f"{len(times)} such requests, 4 replicas, {CLIENTS} clients",
+        evidence=f"replicas crashed: {crashed}",
+        requests=by_outcome(found.run),
+        found=f"{crashed / len(statuses):.1f} replicas for each, which got {_counted(statuses)}",
+        kept=found.failed == 0 and crashed <= 3 * len(statuses) and set(statuses) == {500},
+    )
+
+
+def stopped(times: int = 5, seconds: float = 20) -> Iterator[Outcome]:
+    """SIGTERM under full load, to a server that drains; the clients send elsewhere meanwhile.
+
+    The clients are two: those that go on until the server is not ready, as a Service's endpoints
+    have it, and those over gRPC.
+    """
+    for _ in range(times):
+        with fragile(2, "--drain_s", "3") as server:
+            fault = Fault(seconds / 2, "SIGTERM", partial(inject.terminate, server))
+            found = run_experiment(
+                server,
+                "SIGTERM under full load",
+                work(),
+                seconds,
+                [fault],
+                clients=CLIENTS,
+                ends=True,
+            )
+        yield nothing_lost("a server that is told to end loses nothing", found)
+
+
+def failing_update(seconds: float = 25) -> Iterator[Outcome]:
+    """A new version that cannot be loaded, and one whose check of itself fails."""
+    options = [FRAGILE, "--num_replicas", "2", *LEAN]
+    with ours(*options) as server:
+        for what in ("broken", "wrong"):
+            fault = Fault(1, what, partial(_refused, server, *options, "--set", f"{what}=true"))
+            name = f"an update to a version that is {what}"
+            found = run_experiment(server, name, work(), seconds, [fault], clients=CLIENTS)
+            wait_for_replicas(server, 2)
+            yield nothing_lost("an update that fails changes nothing", found)
+
+
+def _refused(server: ServerProcess, *options: str) -> str:
+    """`redeploy`, which is to fail."""
+    try:
+        inject.redeploy(server, *options)
+    except RuntimeError as error:
+        return f"redeploy: {str(error).strip().splitlines()[-1][:150]}"
+    raise RuntimeError("redeploy succeeded")
+
+
+def two_frontends(seconds: float = 6) -> Outcome:
+    """Two frontends, four replicas, one client at each: none of them waits for the other."""
+    with ours(FRAGILE, "--num_replicas", "4", *LEAN) as first:
+        address = first.log.read_text().split("Ray at ")[1].split(",")[0]
+        token = {key: first.process.environ()[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+        join = ("--address", address, "--num_replicas", "4")
+        with ServerProcess("model.serving.frontend", *join, **token) as second:
+            runs = {}
+
+            def load(server: ServerProcess) -> None:
+                runs[server.url] = run_experiment(server, "", work(), seconds, clients=1)
+
+            load(first)
+            alone = runs.pop(first.url)
+            threads = [threading.Thread(target=load, args=[each]) for each in (first, second)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    both = sum(found.run.throughput for found in runs.values())
+    requests_ = Counter()
+    for found in runs.values():
+        requests_.update(by_outcome(found.run))
+    ratio = both / alone.run.throughput
+    return Outcome(
+        promise="several frontends share the replicas evenly",
+        fault="2 frontends, 4 replicas, one client at each frontend",
+        evidence=f"frontends that answered: {len(runs)}",
+        requests=dict(requests_),
+        found=f"{ratio:.2f} times the throughput of one",
+        kept=ratio > 1.8,
+        facts={"ratio": ratio},
+    )
+
+
+def _counted(statuses: list[int]) -> str:
+    return ", ".join(f"{count} × {status}" for status, count in Counter(statuses).items())
