@@ -29,6 +29,7 @@ STALE_S = 5.0  # a look older than this no longer counts
 SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
 PING_TIMEOUT_S = 0.5  # a kubelet's probe gives up after a second
 RETRY_PAUSE_S = 0.1
+LAST_PAUSE_S = 1.0  # before the last attempt: until whatever takes the replicas away is over
 SHARED_S = 10.0  # for so long after a batch of another frontend was met, there may be more
 ATTEMPTS = 3  # at most so many replicas get a request, one after the other
 LOAD_TIMEOUT_S = 60.0
@@ -170,6 +171,8 @@ class ReplicaPool:
                 logger.warning("retried (%s): %s", reason, ", ".join(r.id for r in requests))
                 crashed = not isinstance(error, TimeoutError)
             self._look_now.set()
+            if crashed and attempts == ATTEMPTS - 1:
+                await asyncio.sleep(LAST_PAUSE_S)
             if crashed and attempts == ATTEMPTS - 1 and len(requests) > 1:
                 return [await self._alone(method, r, attempts, deadline, more) for r in requests]
             await asyncio.sleep(RETRY_PAUSE_S)

@@ -13,8 +13,13 @@ class AssignedReplicaRouter(RequestRouter):
 
     The batcher knows which replica is idle. Ray's own router would have to guess: it counts a
     call as under way until some time after its result is there. Where other frontends use the
-    replicas too, each is asked how busy it is, and one of the least busy gets the batch.
+    replicas too, each is asked how busy it is, and one of the least busy gets the batch: the one of
+    the last time, if it is among them, so that frontends keep out of each other's way.
     """
+
+    def initialize_state(self, **_):
+        """Which replica the batches with an index went to last."""
+        self._last = {}
 
     async def choose_replicas(self, candidate_replicas, pending_request=None):
         """Groups of replicas in order; of a group Ray takes the one with the shortest queue."""
@@ -23,7 +28,10 @@ class AssignedReplicaRouter(RequestRouter):
         if index is None or not candidate_replicas:
             return [candidate_replicas]
         if said.get("shared"):
-            return [[random.choice(await least_busy(candidate_replicas))]]
+            idle = {replica.replica_id: replica for replica in await least_busy(candidate_replicas)}
+            chosen = self._last.get(index)
+            self._last[index] = chosen if chosen in idle else random.choice([*idle])
+            return [[idle[self._last[index]]]]
         in_order = sorted(candidate_replicas, key=lambda replica: replica.replica_id.unique_id)
         return [[in_order[index % len(in_order)]]]
 
