@@ -23,10 +23,10 @@ from kserve.model import InferenceVerb
 from model.alexnet import shapes
 from model.alexnet.model import AlexNetModel
 from model.loadtest.bodies import v1_body
+from model.serving.arrival import arrived
 from model.serving.batched_model import BatchedModel
 from model.serving.batcher import OVERLOAD_S, Batcher
 from model.serving.config import BatchingConfig, ModelConfig
-from model.serving.deadline import set_deadline
 from model.serving.dispatch import Waiting
 from model.serving.errors import ERRORS
 from model.serving.protocol import Description, Request, Response
@@ -398,7 +398,7 @@ def test_the_clients_deadline():
     async def main():
         model = BatchedModel("slow", Slow(), BatchingConfig(), timeout_s=60)
         model.load()
-        set_deadline(0.2)
+        arrived(2, timeout_s=0.2)
         with pytest.raises(TimeoutError, match="^slow gave no response by the deadline.$"):
             await model.predict({"instances": [1]})
         assert now() == pytest.approx(0.2)

@@ -19,6 +19,7 @@ from model.serving import http
 from model.serving.admission import Admission
 from model.serving.config import LimitsConfig
 from model.serving.metrics import REQUESTS
+from model.serving.receiving import Receiving
 from tests.conftest import BOTH, long
 from tests.malformed_images import encoded
 from tests.samples import GOOD
@@ -130,6 +131,12 @@ class Connection:
         return self.said[0]["status"] if self.said else 0
 
 
+def around(app, admission: Admission, limits: LimitsConfig) -> http.HttpMiddleware:
+    """The middleware around an application."""
+    receiving = Receiving(int(limits.max_body_memory_mb * 2**20))
+    return http.HttpMiddleware(app, admission, receiving, limits)
+
+
 def counted(outcome: str) -> float:
     """How many requests for the model `m` came to that."""
     return REQUESTS.labels("m", outcome)._value.get()
@@ -141,7 +148,7 @@ def test_a_slow_sender(monkeypatch):
 
     async def main():
         admission = Admission(["m"], 1)
-        middleware = http.HttpMiddleware(None, admission, LimitsConfig())
+        middleware = around(None, admission, LimitsConfig())
         slow = Connection()
         slow.sends(b"{", more=True)
         task = slow.through(middleware)
@@ -171,7 +178,7 @@ def test_a_client_that_goes_away_is_worked_for_no_longer():
         admission, before = Admission(["m"], 1), counted("abandoned")
         client = Connection()
         client.sends(b"{}")
-        task = client.through(http.HttpMiddleware(app, admission, LimitsConfig()))
+        task = client.through(around(app, admission, LimitsConfig()))
         await asyncio.sleep(0.01)
         assert admission.of("m").in_flight == 1
         client.closes()
@@ -191,9 +198,7 @@ def test_bodies_share_a_bound_and_the_slowest_gives_way():
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"%d" % len(body)})
 
-        middleware = http.HttpMiddleware(
-            app, Admission(["m"], 9), LimitsConfig(max_body_memory_mb=1)
-        )
+        middleware = around(app, Admission(["m"], 9), LimitsConfig(max_body_memory_mb=1))
         slow, slower, quick = Connection(), Connection(), Connection()
         for each in (slow, slower):
             each.sends(bytes(400 * 1024), more=True)
@@ -218,7 +223,7 @@ def test_a_deadline_that_is_none(said):
     async def main():
         client = Connection(x_envoy_expected_rq_timeout_ms=said)
         client.sends(b"{}")
-        await client.through(http.HttpMiddleware(None, Admission(["m"], 1), LimitsConfig()))
+        await client.through(around(None, Admission(["m"], 1), LimitsConfig()))
         assert client.status == 400
         assert "x-envoy-expected-rq-timeout-ms" in json.loads(client.said[1]["body"])["error"]
 
@@ -238,7 +243,7 @@ def test_a_full_queue_says_when_to_come_back(status, monkeypatch):
                 request["outcome"] = "answered"
             now[0] += 0.5
         controller.in_flight = 20
-        middleware = http.HttpMiddleware(None, admission, LimitsConfig(overload_status=status))
+        middleware = around(None, admission, LimitsConfig(overload_status=status))
         told, before = [], counted("rejected")
         for _ in range(50):
             client = Connection()

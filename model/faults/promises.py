@@ -3,10 +3,12 @@
 Each function starts the servers that it needs, and returns Outcomes.
 """
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import psutil
@@ -24,6 +26,8 @@ from model.loadtest.workload import JsonWorkload
 FRAGILE = "model.faults.fragile:FragileModel"
 MS = 50  # of a batch
 CLIENTS = 32
+JSON = {"Content-Type": "application/json"}
+MEMORY_BOUND_MB = 6 * 512  # times --max_body_memory_mb: a body is parsed, pickled, and copied
 LEAN = ("--cpus_per_replica", "0.1")  # replicas that sleep: many fit on a few cores
 
 
@@ -178,6 +182,44 @@ def _together(one: dict, others: list[dict]) -> bool:
         and float(other["x-started"]) < float(one["x-finished"])
         and float(one["x-started"]) < float(other["x-finished"])
         for other in others
+    )
+
+
+def large_bodies(clients: int = 288, mb: int = 60) -> Outcome:
+    """So many clients send a request of so many MB at the same time, each once."""
+    instance = {"ms": MS, "padding": "x" * (mb * 2**20)}
+    body = json.dumps({"instances": [instance]}).encode()
+    with fragile(2) as server:
+        before, peak, over = server.memory(), [0], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.2):
+                peak[0] = max(peak[0], server.memory())
+
+        def send(_: int) -> int | str:
+            try:
+                return requests.post(
+                    server.predict, data=body, headers=JSON, timeout=90
+                ).status_code
+            except requests.RequestException as error:
+                return type(error).__name__
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        with ThreadPoolExecutor(clients) as threads:
+            statuses = Counter(threads.map(send, range(clients)))
+        over.set()
+        watching.join()
+        after = requests.post(server.predict, json=work().requests[0], timeout=30).status_code
+    grew = (peak[0] - before) / 2**20
+    return Outcome(
+        promise="the memory of large bodies is bounded",
+        fault=f"{clients} clients send {mb} MB each",
+        evidence=f"MB sent at a time: {clients * mb:,}",
+        requests={str(status): count for status, count in statuses.items()},
+        found=f"{grew:,.0f} MB more than at rest",
+        kept=grew < MEMORY_BOUND_MB and after == 200,
+        facts={"grew_mb": grew},
     )
 
 

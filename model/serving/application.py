@@ -16,6 +16,7 @@ from model.serving.config import ServerConfig
 from model.serving.dataplane import ClosedRepository, StrictDataPlane
 from model.serving.errors import add_handlers
 from model.serving.http import HttpMiddleware
+from model.serving.receiving import Receiving
 
 
 class Application(NamedTuple):
@@ -25,6 +26,7 @@ class Application(NamedTuple):
     dataplane: StrictDataPlane
     repository: ModelRepositoryExtension
     admission: Admission
+    receiving: Receiving
 
 
 def create_application(models: list[BatchedModel], config: ServerConfig) -> Application:
@@ -51,8 +53,9 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
         access_log_format=endpoint.access_log_format,
     ).create_application()  # adds its endpoints to `app`
     add_handlers(app)
-    asgi = HttpMiddleware(app, admission, config.limits)
-    return Application(asgi, dataplane, repository, admission)
+    receiving = Receiving(int(config.limits.max_body_memory_mb * 2**20))
+    asgi = HttpMiddleware(app, admission, receiving, config.limits)
+    return Application(asgi, dataplane, repository, admission, receiving)
 
 
 def _set_up_logging(config: ServerConfig) -> None:

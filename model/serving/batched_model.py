@@ -1,6 +1,7 @@
 """What KServe's registry holds for each model: hands requests to a backend, in batches."""
 
 import asyncio
+import math
 import os
 import time
 import traceback
@@ -10,14 +11,16 @@ from kserve import Model
 from kserve.errors import ModelNotReady
 from kserve.model import InferenceVerb
 
+from model.serving.arrival import body_size, deadline
 from model.serving.backend import Backend
 from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart
-from model.serving.deadline import deadline
 from model.serving.dispatch import load_rule
 from model.serving.errors import reason
 from model.serving.metrics import BATCH_SIZE, QUEUED
 from model.serving.protocol import Request, Response, count_instances, picklable
+
+LARGEST_BATCH = 64 * 2**20  # bytes of bodies in one call: it is copied some times on its way
 
 
 class BatchedModel(Model):
@@ -88,7 +91,7 @@ class BatchedModel(Model):
     def _request(self, payload: Any, headers: dict | None) -> Request:
         headers = dict(headers or {})
         number = headers.get("x-request-id") or getattr(payload, "id", None) or ""
-        return Request(picklable(payload), headers, number, count_instances(payload))
+        return Request(picklable(payload), headers, number, count_instances(payload), body_size())
 
     async def _answer(self, request: Request) -> Response:
         """By way of a batch where batches are made here and the model can take them."""
@@ -100,11 +103,16 @@ class BatchedModel(Model):
                 workers=lambda: self._backend.workers,
                 max_size=self._batching.max_size,
                 wait_s=self._batching.wait_s,
-                size=lambda request: request.instances,
+                size=self._share_of_a_batch,
                 rule=load_rule(self._batching.rule, os.getcwd()),
             )
             QUEUED.labels(self.name).set_function(lambda: self._batcher.queued)
         return await self._batcher(request, deadline())
+
+    def _share_of_a_batch(self, request: Request) -> int:
+        """Its instances; more, where its body is so large that few of its kind fit into a call."""
+        by_bytes = math.ceil(self._batching.max_size * request.size / LARGEST_BATCH)
+        return max(request.instances, by_bytes)
 
     async def _predict_batch(
         self, batch: list[Request], worker_index: int, backlog: int

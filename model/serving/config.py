@@ -38,7 +38,7 @@ class LimitsConfig:
     max_queued_requests: int = 256
     overload_status: int = 503  # or 429, of a request that finds the queue full
     max_body_mb: float = 64.0
-    max_body_memory_mb: float = 1024.0  # of all bodies that arrive or are worked on
+    max_body_memory_mb: float = 512.0  # of all bodies that arrive or are worked on
     request_timeout_s: float = 60.0
     per_attempt_timeout_s: float = 20.0  # of one replica, before the request goes to another
     watchdog_timeout_s: float = 60.0  # of one step of a batch, before the replica is replaced

@@ -13,9 +13,10 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from model.serving.admission import FULL, Admission
+from model.serving.arrival import arrived
 from model.serving.config import EndpointConfig
-from model.serving.deadline import set_deadline
 from model.serving.errors import sentence, statuses
+from model.serving.receiving import TOO_MUCH, Receiving
 
 OUTCOMES = {  # of a call that was aborted; all others failed
     grpc.StatusCode.INVALID_ARGUMENT: "invalid",
@@ -29,6 +30,7 @@ def grpc_server(
     dataplane: DataPlane,
     repository: ModelRepositoryExtension,
     admission: Admission,
+    receiving: Receiving,
 ) -> grpc.aio.Server:
     """KServe's gRPC service on one host (KServe: on every address), to be started.
 
@@ -37,7 +39,7 @@ def grpc_server(
     """
     server = grpc.aio.server(
         ThreadPoolExecutor(endpoint.grpc_threads),
-        interceptors=(AdmissionInterceptor(admission), StatusInterceptor()),
+        interceptors=(AdmissionInterceptor(admission, receiving), StatusInterceptor()),
         options=[
             ("grpc.max_send_message_length", endpoint.grpc_max_send_bytes),
             ("grpc.max_receive_message_length", endpoint.grpc_max_receive_bytes),
@@ -59,8 +61,8 @@ def grpc_server(
 class AdmissionInterceptor(grpc.aio.ServerInterceptor):
     """Admission control for gRPC's ModelInfer: UNAVAILABLE when it is full."""
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, receiving: Receiving) -> None:
+        self._admission, self._receiving = admission, receiving
 
     async def intercept_service(self, continuation, details):
         """The handler of a call, behind admission control; a rejected message is not parsed."""
@@ -79,9 +81,14 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
                 controller.count("rejected")
                 context.set_trailing_metadata(_pushback(controller.retry_after_s()))
                 await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
-            set_deadline(context.time_remaining())
-            with controller.admitted() as counted:
+            size = request.ByteSize()
+            arrived(size, context.time_remaining())
+            with controller.admitted() as counted, self._receiving.body() as body:
+                body.complete()
+                body.grew(size)
                 try:
+                    if self._receiving.full:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, TOO_MUCH)
                     response = await handler.unary_unary(request, context)
                 except grpc.aio.AbortError:
                     counted["outcome"] = OUTCOMES.get(context.code(), "failed")

@@ -7,13 +7,12 @@ import secrets
 import time
 
 from model.serving.admission import FULL, Admission, AdmissionController
+from model.serving.arrival import TIMEOUT_HEADER, arrived, seconds_in
 from model.serving.config import LimitsConfig
-from model.serving.deadline import HEADER, seconds_in, set_deadline
-from model.serving.receiving import Receiving
+from model.serving.receiving import TOO_MUCH, Receiving
 
 BODY_TIMEOUT_S = 30  # from a request's headers to the end of its body
 PREDICTS = re.compile(r"/v1/models/([^/]+):predict|/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
-TOO_MUCH = "The server holds as much of requests' bodies as it may: send it again, and faster."
 
 
 class HttpMiddleware:
@@ -27,10 +26,12 @@ class HttpMiddleware:
     when to try again.
     """
 
-    def __init__(self, app, admission: Admission, limits: LimitsConfig) -> None:
-        """app: KServe's. limits: of which those on bodies count here."""
+    def __init__(
+        self, app, admission: Admission, receiving: Receiving, limits: LimitsConfig
+    ) -> None:
+        """app: KServe's. receiving: that of gRPC too. limits: of which those on bodies count."""
         self.app, self._admission, self._limits = app, admission, limits
-        self._receiving = Receiving(int(limits.max_body_memory_mb * 2**20))
+        self._receiving = receiving
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -85,9 +86,10 @@ class HttpMiddleware:
             raise _Refused(503, TOO_MUCH, close=True) from None
         arriving.complete()
         try:
-            set_deadline(seconds_in(headers.get(HEADER)))
+            arrived(arriving.size, seconds_in(headers.get(TIMEOUT_HEADER)))
         except ValueError:
-            raise _Refused(400, f"{HEADER.decode()} is not a number of milliseconds") from None
+            wrong = f"{TIMEOUT_HEADER.decode()} is not a number of milliseconds"
+            raise _Refused(400, wrong) from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _too_large(self) -> "_Refused":

@@ -17,6 +17,7 @@ class Request(NamedTuple):
     headers: dict[str, str]
     id: str = ""  # the client's, for the logs
     instances: int = 1  # how much of a batch it takes
+    size: int = 0  # bytes of its body, as it arrived; 0 where that is not known
 
 
 class Response(NamedTuple):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from model.serving.metrics import BODY_BYTES
 
+TOO_MUCH = "The server holds as much of requests' bodies as it may: try again later."
+
 
 class Receiving:
     """Counts the bytes of all bodies in the server, from their first byte to the response.
@@ -20,6 +22,11 @@ class Receiving:
         self.limit, self.total = limit, 0
         self._arriving: OrderedDict[_Body, None] = OrderedDict()  # oldest first
         BODY_BYTES.set_function(lambda: self.total)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is more than there may be, and nothing left to give way."""
+        return self.total > self.limit
 
     @contextmanager
     def body(self) -> Iterator["_Body"]:

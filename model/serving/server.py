@@ -239,9 +239,7 @@ def _signals(obey: Callable[[int], None]) -> Iterator[None]:
 
 
 def _grpc(application: Application, endpoint: EndpointConfig) -> grpc.aio.Server:
-    return grpc_server(
-        endpoint, application.dataplane, application.repository, application.admission
-    )
+    return grpc_server(endpoint, *application[1:])
 
 
 async def _announce(config: ServerConfig) -> None:
