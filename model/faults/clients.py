@@ -7,14 +7,73 @@ import asyncio
 import contextlib
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import requests
+
 from model.faults.outcome import Outcome, by_outcome
-from model.loadtest.generator import closed_loop
+from model.loadtest.generator import closed_loop, open_loop
 from model.loadtest.workload import Workload
+
+MALFORMED = {  # what is wrong with a body: the body
+    "nothing in it": b"",
+    "no JSON": b"not JSON",
+    "half of a JSON": b'{"instances": [',
+    "no object": b"[1, 2]",
+    "no instances": b'{"texts": []}',
+    "instances that are no list": b'{"instances": 7}',
+    "an empty list": b'{"instances": []}',
+    "an instance of another kind": b'{"instances": [null, {"nothing": true}]}',
+    "no base64": b'{"instances": [{"image": {"b64": "?"}}]}',
+    "no image": b'{"instances": [{"image": {"b64": "aGVsbG8="}}]}',
+    "not UTF-8": b'{"instances": ["\xff\xfe"]}',
+    "deep": b'{"instances": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+}
+
+
+def malformed(url: str, work: Workload) -> Outcome:
+    """Requests that no model can answer; a good one after each."""
+    statuses, after = Counter(), Counter()
+    for body in MALFORMED.values():
+        headers = {"Content-Type": "application/json"}
+        statuses[_status(url, body, headers)] += 1
+        after[_status(url, work.bodies[0], headers)] += 1
+    plain = sum(count for status, count in statuses.items() if status.startswith("4"))
+    return Outcome(
+        promise="a bad request is told so, and disturbs nobody",
+        fault=f"{len(MALFORMED)} malformed requests",
+        evidence=f"requests sent: {statuses.total()}",
+        requests=dict(statuses),
+        found=f"{plain} of {len(MALFORMED)} got a 4xx",
+        kept=plain == len(MALFORMED) and set(after) == {"200"},
+    )
+
+
+def _status(url: str, body: bytes, headers: dict[str, str]) -> str:
+    try:
+        return str(requests.post(url, data=body, headers=headers, timeout=30).status_code)
+    except requests.RequestException as error:
+        return type(error).__name__
+
+
+def overload(url: str, work: Workload, seconds: float = 20) -> Outcome:
+    """Three times as many requests arrive as can be answered; their clients wait three seconds."""
+    capacity = closed_loop(url, work, 8, seconds / 4, warmup_s=1).throughput
+    run = open_loop(url, work, 3 * capacity, seconds, warmup_s=2, timeout_s=3, connections=512)
+    goodput = run.throughput / capacity
+    return Outcome(
+        promise="overload leaves as many answers as without it",
+        fault=f"3 times as many requests as can be answered, {3 * capacity:.0f} a second",
+        evidence=f"requests without an answer: {run.sent - by_outcome(run)['answered']}",
+        requests=by_outcome(run),
+        found=f"{goodput:.2f} of its capacity is answered in time",
+        kept=goodput >= 0.8,
+        facts={"goodput": goodput},
+    )
 
 
 def impatient(url: str, work: Workload, seconds: float = 20, clients: int = 60) -> Outcome:

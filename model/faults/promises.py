@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -39,6 +39,14 @@ def work(count: int = 64) -> JsonWorkload:
     )
 
 
+def stock_fragile(count: int, *_: str, **env: str) -> ServerProcess:
+    """The same behind KServe's RayModel, without options of ours."""
+    return ServerProcess("model.faults.fragile_stock", "--num_replicas", str(count), **env)
+
+
+Start = Callable[..., ServerProcess]  # a number of replicas, options of ours, environment
+
+
 def fragile(count: int, *options: str, **env: str) -> ServerProcess:
     """FragileModel in so many replicas."""
     return ServerProcess(
@@ -46,7 +54,18 @@ def fragile(count: int, *options: str, **env: str) -> ServerProcess:
     )
 
 
-def mass_failure(count: int, seconds: float = 15) -> Iterator[Outcome]:
+def killed(start: Start, seconds: float = 20, every_s: float = 6) -> Outcome:
+    """One replica of two is killed, again and again."""
+    with start(2, **fresh_token()) as server:
+        times = [2 + i * every_s for i in range(int((seconds - 2) / every_s))]
+        kill = partial(inject.kill_one, server)
+        faults = [Fault(at, "a replica killed", kill) for at in times]
+        what = f"one of 2 replicas killed, {len(times)} times"
+        found = run_experiment(server, what, work(), seconds, faults, clients=CLIENTS)
+    return nothing_lost("a replica that is lost costs nobody a request", found)
+
+
+def mass_failure(start: Start, count: int, seconds: float = 15) -> Iterator[Outcome]:
     """All replicas of so many are lost, all but one, and one after the other in 0.3 s."""
 
     def one_by_one(server: ServerProcess) -> str:
@@ -61,7 +80,7 @@ def mass_failure(count: int, seconds: float = 15) -> Iterator[Outcome]:
         "all but one": lambda server: inject.kill(replicas(server)[1:], "replicas of all but one"),
         "one by one in 0.3 s": one_by_one,
     }
-    with fragile(count, **fresh_token()) as server:
+    with start(count, **fresh_token()) as server:
         for name, how in ways.items():
             fault = Fault(3, name, partial(how, server))
             what = f"{count} replicas lost: {name}"
@@ -70,7 +89,7 @@ def mass_failure(count: int, seconds: float = 15) -> Iterator[Outcome]:
             wait_for_replicas(server, count)
 
 
-def poison(seconds: float = 20, every_s: float = 8) -> Outcome:
+def poison(start: Start, seconds: float = 20, every_s: float = 8) -> Outcome:
     """Now and then a request crashes every replica that gets it; others are beside it."""
     statuses, pids = [], set()
 
@@ -84,7 +103,7 @@ def poison(seconds: float = 20, every_s: float = 8) -> Outcome:
         return f"replicas crashed: {gone}"
 
     times = [2 + i * every_s for i in range(max(1, int((seconds - 2) / every_s)))]
-    with fragile(4, **fresh_token()) as server:
+    with start(4, **fresh_token()) as server:
         steps = [
             Fault(at, "a request that crashes replicas", partial(send, server)) for at in times
         ]
@@ -100,14 +119,14 @@ def poison(seconds: float = 20, every_s: float = 8) -> Outcome:
     )
 
 
-def stopped(times: int = 5, seconds: float = 20) -> Iterator[Outcome]:
-    """SIGTERM under full load, to a server that drains; the clients send elsewhere meanwhile.
+def stopped(start: Start, times: int = 5, seconds: float = 12) -> Iterator[Outcome]:
+    """SIGTERM under full load, to a server that drains, which ours does when it is told to.
 
-    The clients are two: those that go on until the server is not ready, as a Service's endpoints
-    have it, and those over gRPC.
+    Its clients go on meanwhile, and after it; connections that are refused are not counted: who
+    makes them has been answered before, and nothing of theirs is lost.
     """
     for _ in range(times):
-        with fragile(2, "--drain_s", "3") as server:
+        with start(2, "--drain_s", "3") as server:
             fault = Fault(seconds / 2, "SIGTERM", partial(inject.terminate, server))
             found = run_experiment(
                 server,
@@ -185,11 +204,11 @@ def _together(one: dict, others: list[dict]) -> bool:
     )
 
 
-def large_bodies(clients: int = 288, mb: int = 60) -> Outcome:
+def large_bodies(start: Start, clients: int = 288, mb: int = 60) -> Outcome:
     """So many clients send a request of so many MB at the same time, each once."""
     instance = {"ms": MS, "padding": "x" * (mb * 2**20)}
     body = json.dumps({"instances": [instance]}).encode()
-    with fragile(2) as server:
+    with start(2) as server:
         before, peak, over = server.memory(), [0], threading.Event()
 
         def watch() -> None:
