@@ -75,6 +75,11 @@ class BatchedModel(Model):
         """Whether it is loaded and its backend can answer."""
         return self.ready and await self._backend.healthy()
 
+    @property
+    def has_predict_batch(self) -> bool:
+        """Whether the loaded model can predict several requests in one call."""
+        return bool(self._backend.description and self._backend.description.has_predict_batch)
+
     def get_input_types(self) -> list[dict]:
         """The inputs as the loaded model states them."""
         return self._backend.description.inputs if self._backend.description else []
@@ -95,7 +100,7 @@ class BatchedModel(Model):
 
     async def _answer(self, request: Request) -> Response:
         """By way of a batch where batches are made here and the model can take them."""
-        if self._batching.where != "frontend" or not self._backend.description.has_predict_batch:
+        if self._batching.where != "frontend" or not self.has_predict_batch:
             return await self._backend.call(request, InferenceVerb.PREDICT)
         if self._batcher is None:
             self._batcher = Batcher(
