@@ -1,5 +1,7 @@
 """How requests are refused, over HTTP and gRPC: an honest status and one plain sentence."""
 
+import logging
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -59,6 +61,12 @@ def logged(error: Exception) -> Exception:
     return error
 
 
+def log_refusal(error: Exception) -> None:
+    """A line in the log: what the client did wrong is no error of the server."""
+    status = statuses(error)[0]
+    logger.log(logging.ERROR if status >= 500 else logging.INFO, "refused: %s", sentence(error))
+
+
 def portable(error: Exception) -> Exception:
     """The error as any process can read it, with no class of the model's own modules in it."""
     if isinstance(error, HTTPException):
@@ -90,7 +98,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 async def _known(_: Request, error: Exception) -> JSONResponse:
-    logger.error("refused: %s", sentence(error))
+    log_refusal(error)
     return JSONResponse({"error": sentence(error)}, statuses(error)[0])
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import grpc
 from google.protobuf.message import DecodeError
-from kserve.logging import logger
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as grpc_v2
 from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
@@ -15,7 +14,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from model.serving.admission import FULL, Admission
 from model.serving.arrival import arrived
 from model.serving.config import EndpointConfig
-from model.serving.errors import sentence, statuses
+from model.serving.errors import log_refusal, sentence, statuses
 from model.serving.receiving import TOO_MUCH, Receiving
 
 OUTCOMES = {  # of a call that was aborted; all others failed
@@ -138,6 +137,6 @@ class StatusInterceptor(ExceptionToStatusInterceptor):
         """KServe's logs a traceback and reads `.reason`, which ModelNotReady and others lack."""
         known = statuses(ex)
         if known:
-            logger.error("refused: %s", sentence(ex))
+            log_refusal(ex)
             await context.abort(known[1], sentence(ex))
         await super().handle_exception(ex, request_or_iterator, context, method_name)
