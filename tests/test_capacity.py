@@ -157,6 +157,7 @@ def test_batches_are_those_of_the_real_batcher(replicas, size, rate, frontends, 
     draws, turns, found = iter(gaps), cycle(range(frontends)), []
     monkeypatch.setattr("random.Random.expovariate", lambda self, rate: next(draws, math.inf))
     monkeypatch.setattr("random.Random.randrange", lambda self, count: next(turns))
+    monkeypatch.setattr("random.Random.choice", lambda self, idle: idle[0])
     monkeypatch.setattr("model.capacity.simulation._outcome", lambda those, *_: found.extend(those))
     shared = {"frontends": frontends, "shared_replicas": True, "admission_limit": math.inf}
     simulate(times, Scenario(replicas, size, rate=rate, **shared), 1e9, 0)
@@ -169,13 +170,24 @@ def test_batches_are_those_of_the_real_batcher(replicas, size, rate, frontends, 
 async def _batches(times, replicas, size, gaps, frontends) -> list[list[tuple[float, int]]]:
     """(moment, images) of each real batcher's batches, for requests with these gaps between."""
     now, batches = asyncio.get_running_loop().time, [[] for _ in range(frontends)]
-    busy = [asyncio.Lock() for _ in range(replicas)]
+    busy, calls = [asyncio.Lock() for _ in range(replicas)], [0] * replicas
 
     def batcher(mine):
+        last = {}
+
+        def least_busy(worker_index):  # as AssignedReplicaRouter
+            idle = [i for i in range(replicas) if calls[i] == min(calls)]
+            if last.get(worker_index) not in idle:
+                last[worker_index] = idle[0]
+            return last[worker_index]
+
         async def work(batch, worker_index, backlog):
             mine.append((now(), len(batch)))
-            async with busy[worker_index]:
+            replica = worker_index if frontends == 1 else least_busy(worker_index)
+            calls[replica] += 1
+            async with busy[replica]:
                 await asyncio.sleep(times.seconds(len(batch)))
+            calls[replica] -= 1
             return batch
 
         return Batcher(work, lambda: replicas, size)

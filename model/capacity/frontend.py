@@ -19,17 +19,24 @@ class Replica:
     def __init__(self) -> None:
         self.free_at = 0.0  # when it has done all batches that have arrived
         self.occupied_until = 0.0  # when the response to the last of them is at its frontend
+        self.calls: list[float] = []  # when each that is under way will be done
 
     def work(self, now: float, seconds: float) -> float:
         """Take a batch of so many seconds; returns in how many it is done, waiting included."""
         self.free_at = max(now, self.free_at) + seconds
+        self.calls = [*(at for at in self.calls if at > now), self.free_at]
         return self.free_at - now
+
+    def queue_length(self, now: float) -> int:
+        """How many batches are here, whoever sent them."""
+        return sum(at > now for at in self.calls)
 
 
 class Frontend:
     """Admission control, one CPU, and a batcher that dispatches to replicas as Batcher does.
 
-    It knows only its own batches: a replica that works on another frontend's is free to it.
+    It knows only its own batches: a replica that works on another frontend's is free to it. Where
+    there are other frontends, a batch goes to a replica with the fewest, as routing.py has it.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Frontend:
         self.in_flight, self.cpu_free_at = 0, 0.0
         self.waiting: deque[simpy.Event] = deque()
         self.free, self.dispatched = list(range(len(replicas))), 0  # a heap of indices; images
+        self.last: dict[int, Replica] = {}  # by index, where others use the replicas too
         self.predicted_arrivals, self.turn = 0, 0  # as Batcher's; number of the timer that counts
         # What was recorded:
         self.levels = [(0.0, 0)]  # (moment, requests in flight from then on)
@@ -115,7 +123,7 @@ class Frontend:
         call_s = self._on_cpu(self.times.call_s) if self.times.call_s else 0.0
 
         def arrives(_: simpy.Event | None = None) -> None:
-            replica, seconds, cv = self.replicas[index], self.seconds[len(batch)], self.times.cv
+            replica, seconds, cv = self._replica(index), self.seconds[len(batch)], self.times.cv
             if cv:  # a gamma distribution of mean 1
                 seconds *= self.draw.gammavariate(cv**-2, cv**2)
             back_s = replica.work(self.env.now, seconds) + way_s
@@ -128,6 +136,16 @@ class Frontend:
             self.env.timeout(call_s + way_s).callbacks.append(arrives)
         else:
             arrives()
+
+    def _replica(self, index: int) -> Replica:
+        """The one that a batch with that index goes to."""
+        if not self.scenario.shared_replicas or self.scenario.frontends == 1:
+            return self.replicas[index]
+        lengths = [replica.queue_length(self.env.now) for replica in self.replicas]
+        idle = [r for r, n in zip(self.replicas, lengths, strict=True) if n == min(lengths)]
+        if self.last.get(index) not in idle:
+            self.last[index] = self.draw.choice(idle)
+        return self.last[index]
 
     def _receive(self, response: simpy.Event) -> None:
         index, batch = response.value

@@ -1,0 +1,136 @@
+"""The table of promises, in short: each is kept by our server, with evidence of the fault.
+
+What `python -m model.faults` prints, with smaller numbers. Ratios have slack here.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from model.faults import clients, promises
+from model.faults.experiment import Experiment, Injected
+from model.faults.outcome import Outcome, recovery_s
+from model.faults.servers import HALVES, ours
+from model.loadtest.run import RIGHT, Run, Sample
+from model.loadtest.server_process import ServerProcess
+from model.loadtest.workload import Workload
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[ServerProcess]:
+    """AlexNet in two replicas."""
+    with ours(*HALVES) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    """Images to send."""
+    return Workload.drawn(16)
+
+
+def assert_kept(outcome: Outcome) -> None:
+    """The fault has happened, somebody was answered, and the promise is kept."""
+    assert outcome.evidence and outcome.requests["answered"] > 0
+    assert outcome.kept, outcome
+
+
+@pytest.mark.long
+def test_malformed_requests(served, work):
+    """A 4xx for each, and the next good one is answered."""
+    outcome = clients.malformed(served.predict, work)
+    assert outcome.kept, outcome
+
+
+@pytest.mark.long
+def test_slow_senders(served, work):
+    """They keep nobody out; how long others take is measured by the command, not here."""
+    outcome = clients.slow_senders(served.predict, work, seconds=3, connections=400)
+    assert set(outcome.requests) == {"answered"}, outcome
+    assert "connections made: 4" in outcome.evidence
+
+
+@pytest.mark.long
+@pytest.mark.alone
+def test_clients_that_give_up(served, work):
+    """Most of the goodput stays (0.02 where requests are not cancelled, or the oldest go first)."""
+    eight = Workload(work.images, work.labels, images_per_request=8)
+    outcome = clients.impatient(served.predict, eight, seconds=8)
+    assert outcome.facts["goodput"] > 0.5, outcome
+
+
+@pytest.mark.long
+def test_killed_replicas():
+    """One of two, and what was in flight on it is answered."""
+    assert_kept(promises.killed(promises.fragile, seconds=8))
+
+
+@pytest.mark.long
+def test_mass_failure():
+    """All, all but one, one by one."""
+    for outcome in promises.mass_failure(promises.fragile, 4, seconds=8):
+        assert_kept(outcome)
+
+
+@pytest.mark.long
+def test_poison():
+    """At most three replicas for a request that crashes them, and nobody else loses his."""
+    assert_kept(promises.poison(promises.fragile, seconds=12))
+
+
+@pytest.mark.long
+def test_a_server_that_is_told_to_end():
+    """It loses nothing."""
+    for outcome in promises.stopped(promises.fragile, times=1, seconds=6):
+        assert_kept(outcome)
+
+
+@pytest.mark.long
+def test_an_update_that_fails():
+    """The old version goes on, with all its replicas."""
+    for outcome in promises.failing_update(seconds=12):
+        assert_kept(outcome)
+
+
+@pytest.mark.long
+def test_two_frontends():
+    """One client at each: they keep out of each other's way."""
+    outcome = promises.two_frontends(seconds=5)
+    assert outcome.facts["shared"] < 0.3, outcome  # half of them, where they know nothing of it
+
+
+@pytest.mark.long
+def test_large_bodies():
+    """Their memory is bounded, and the server goes on."""
+    outcome = promises.large_bodies(promises.fragile, clients=96)
+    assert outcome.kept, outcome
+
+
+@pytest.mark.long
+def test_the_command_at_any_server(served):
+    """`--url`: the half of the table that needs clients only."""
+    command = [sys.executable, "-m", "model.faults", "malformed", "--url", served.url]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    *_, row = ran.stdout.splitlines()
+    assert row.startswith("| a bad request") and "| yes |" in row
+
+
+def experiment(latencies: list[tuple[float, float]]) -> Experiment:
+    """With responses at moments, each after a latency, and a fault at 10 s."""
+    samples = [Sample(at - s, at - s, at, RIGHT, {}) for at, s in latencies]
+    run = Run(20, 0, 0, {}, 0, 0, [], [], 0, 0, 0, 0, {}, 1000.0, samples, [])
+    return Experiment("", run, faults=[Injected("", 1010.0, 0, "it happened")])
+
+
+def test_recovery():
+    """Until the median latency of a second is within 1.2 times that of before."""
+    before = [(0.1 * i, 0.1) for i in range(1, 100)]
+    slow = [(10 + 0.1 * i, 0.3) for i in range(1, 31)]
+    good = [(13 + 0.1 * i, 0.11) for i in range(1, 60)]
+    assert 3 <= recovery_s(experiment([*before, *slow, *good])) < 4
+    assert recovery_s(experiment([*before, *good])) == 0
+    assert recovery_s(experiment([*before, *slow])) == float("inf")
