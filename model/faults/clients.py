@@ -77,26 +77,26 @@ def overload(url: str, work: Workload, seconds: float = 20) -> Outcome:
 
 
 def impatient(url: str, work: Workload, seconds: float = 20, clients: int = 60) -> Outcome:
-    """Clients that give up after twice the time that four patient ones wait, without a pause.
+    """Clients that give up after twice the time that four others wait, and send again at once.
 
     url: of V1 predict. work: of requests that take a while, of 8 images, say. Goodput is what is
-    answered in time; it is compared with what four patient clients get.
+    answered in time; it is compared with what those four get, who wait as long as it takes.
     """
-    patient = closed_loop(url, work, 4, seconds / 2, warmup_s=2)
-    wait_s = 2 * statistics.median(patient.latencies)
+    few = closed_loop(url, work, 4, seconds / 2, warmup_s=2)
+    wait_s = 2 * statistics.median(few.latencies)
     run = closed_loop(url, work, clients, seconds, warmup_s=2, timeout_s=wait_s)
     given_up = run.errors.get("timed out", 0)
     if not given_up:
         raise RuntimeError("no client gave up: the load was too small")
-    goodput = run.throughput / patient.throughput
+    goodput = run.throughput / few.throughput
     return Outcome(
         promise="clients that give up do not take the time of the others",
         fault=f"{clients} clients, each gives up after {wait_s:.1f} s and sends again",
         evidence=f"requests given up: {given_up}",
         requests=by_outcome(run),
-        found=f"goodput {goodput:.2f} of that of 4 patient clients",
+        found=f"goodput {goodput:.2f} of that of 4 clients who wait",
         kept=goodput >= 0.8,
-        facts={"goodput": goodput, "patience_s": wait_s, "patient": patient.throughput},
+        facts={"goodput": goodput, "patience_s": wait_s, "few": few.throughput},
     )
 
 

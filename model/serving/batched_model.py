@@ -50,6 +50,8 @@ class BatchedModel(Model):
             self.failure = f"{self.name} cannot be loaded: {reason(error)}"
             return False
         self.failure, self.ready = None, True
+        if self._batching.where != "off" and not self.has_predict_batch:
+            print(f"{self.name} has no predict_batch: no batches are made for it", flush=True)
         return True
 
     def __getstate__(self) -> dict[str, Any]:

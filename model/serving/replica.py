@@ -51,7 +51,7 @@ class Replica(WorkerThread):
             raise CannotStart(reason(error)) from error
         self._watchdog_timeout_s = watchdog_timeout_s
         self._backlogs: dict[str, tuple[int, float]] = {}  # frontend -> its backlog, and when
-        self._at_work: Counter[str] = Counter()  # frontend -> its batches
+        self._batches: Counter[str] = Counter()  # frontend -> its batches
         self._reload_at: float | None = None
         self._deployed = ""
         self._reload_failure: str | None = None
@@ -89,12 +89,12 @@ class Replica(WorkerThread):
         batch = pickle.loads(requests)
         logger.info("requests %s", ", ".join(request.id for request in batch))
         self._backlogs[frontend] = backlog, time.monotonic()
-        self._at_work[frontend] += 1
-        others = self._at_work.total() > self._at_work[frontend]
+        self._batches[frontend] += 1
+        others = self._batches.total() > self._batches[frontend]
         try:
             return _pickled(await super().predict_batch(batch)), others
         finally:
-            self._at_work[frontend] -= 1
+            self._batches[frontend] -= 1
 
     async def call(
         self,
@@ -152,7 +152,7 @@ class Replica(WorkerThread):
         self._backlogs = {
             frontend: (backlog, seen)
             for frontend, (backlog, seen) in self._backlogs.items()
-            if self._at_work[frontend] or now - seen < FRESH_S
+            if self._batches[frontend] or now - seen < FRESH_S
         }
         found = {f"backlog {name}": backlog for name, (backlog, _) in self._backlogs.items()}
         return found or {"backlog": 0}

@@ -43,8 +43,6 @@ def serve_models(
         for model in models:
             if model.failure:
                 print(f"not served: {model.failure}", flush=True)
-            elif config.batching.where != "off" and not model.has_predict_batch:
-                print(f"{model.name} has no predict_batch: no batches are made for it", flush=True)
         if not loaded:
             raise CannotStart("; ".join(model.failure for model in models))
         names = [model.name for model in loaded]
