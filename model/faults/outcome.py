@@ -36,10 +36,11 @@ class Outcome:
         }
 
 
-def nothing_lost(promise: str, experiment: Experiment) -> Outcome:
-    """Kept where no admitted request failed or was answered wrongly."""
+def nothing_lost(promise: str, experiment: Experiment, rejected: bool = False) -> Outcome:
+    """Kept where no request failed or was answered wrongly. rejected: or rejected."""
     seconds = recovery_s(experiment)
-    found = f"{experiment.failed} of {experiment.run.sent} failed"
+    lost = experiment.failed + (0 if rejected else experiment.rejected)
+    found = f"{lost} of {experiment.run.sent} lost"
     if math.isfinite(seconds):
         found += f"; latency as before after {seconds:.1f} s"
     return Outcome(
@@ -48,8 +49,8 @@ def nothing_lost(promise: str, experiment: Experiment) -> Outcome:
         evidence="; ".join(fault.evidence for fault in experiment.faults),
         requests=by_outcome(experiment.run),
         found=found,
-        kept=experiment.failed == experiment.run.wrong == 0,
-        facts={"recovery_s": seconds, "failed": experiment.failed},
+        kept=lost == experiment.run.wrong == 0,
+        facts={"recovery_s": seconds, "lost": lost},
     )
 
 

@@ -85,7 +85,8 @@ def mass_failure(start: Start, count: int, seconds: float = 15) -> Iterator[Outc
             fault = Fault(3, name, partial(how, server))
             what = f"{count} replicas lost: {name}"
             found = run_experiment(server, what, work(), seconds, [fault], clients=CLIENTS)
-            yield nothing_lost("who is admitted is answered, however many replicas are lost", found)
+            promise = "who is admitted is answered, however many replicas are lost"
+            yield nothing_lost(promise, found, rejected=True)
             wait_for_replicas(server, count)
 
 
@@ -137,7 +138,7 @@ def stopped(start: Start, times: int = 5, seconds: float = 12) -> Iterator[Outco
                 clients=CLIENTS,
                 ends=True,
             )
-        yield nothing_lost("a server that is told to end loses nothing", found)
+        yield nothing_lost("a server that is told to end loses nothing", found, rejected=True)
 
 
 def failing_update(seconds: float = 25) -> Iterator[Outcome]:
