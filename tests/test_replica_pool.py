@@ -25,6 +25,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from kserve.ray import RayModel
 from ray import serve
+from ray.exceptions import RayActorError
 
 from model.loadtest.server_process import ServerProcess
 from model.serving import replica_pool
@@ -365,3 +366,59 @@ def test_3_readiness_comes_back(server, accident, folder):
     ready = f"{server.url}/v2/models/mended-mortal/ready"
     assert until(lambda: requests.get(ready).status_code == 200, 60)
     assert ask(server, "mended-mortal", "pid", timeout=30).status_code == 200
+
+
+def test_no_attempt_is_spent_on_a_replica_that_is_dead():
+    """Four are lost together; who is retried asks each of them first, and has two attempts left."""
+    calls = []
+
+    async def predict_batch(payload: bytes, worker_index: int, **_: object) -> tuple[bytes, bool]:
+        calls.append(worker_index)
+        if worker_index < 4:
+            raise RayActorError
+        return pickle.dumps(["response"]), False
+
+    async def ping(worker_index: int) -> None:
+        if worker_index < 4:
+            raise RayActorError
+
+    remote = {"predict_batch": predict_batch, "ping": ping}
+    handle = SimpleNamespace(**{k: SimpleNamespace(remote=v) for k, v in remote.items()})
+    handle.options = lambda **_: handle
+    pool = ReplicaPool("lost", handle, LimitsConfig())
+    pool.description = Description([], [], True, True, ModelConfig("lost"))
+    assert asyncio.run(pool.predict_batch([Request({}, {})], 0, 1)) == ["response"]
+    assert calls == [0, 4]
+
+
+def test_retries_have_a_budget():
+    """Of 20 calls that are lost together at most four are retried at a time; none is dropped."""
+    active, most, first = [0], [0], set()
+
+    async def call(payload: bytes, **_: object) -> bytes:
+        number = pickle.loads(payload)[0].id
+        if number not in first:
+            first.add(number)
+            await asyncio.sleep(0.01)
+            raise RayActorError
+        active[0] += 1
+        most[0] = max(most[0], active[0])
+        await asyncio.sleep(0.02)
+        active[0] -= 1
+        return pickle.dumps([number])
+
+    async def ping(worker_index: int) -> None:
+        """It is alive."""
+
+    remote = {"call": call, "ping": ping}
+    handle = SimpleNamespace(**{k: SimpleNamespace(remote=v) for k, v in remote.items()})
+    handle.options = lambda **_: handle
+    pool = ReplicaPool("lost", handle, LimitsConfig())
+    pool.description = Description([], [], False, True, ModelConfig("lost"))
+
+    async def main() -> list:
+        each = [Request({}, {}, str(i)) for i in range(20)]
+        return await asyncio.gather(*(pool.call(r, InferenceVerb.PREDICT) for r in each))
+
+    assert asyncio.run(main()) == [str(i) for i in range(20)]
+    assert most[0] == 4
