@@ -257,7 +257,7 @@ def test_a_very_thin_image_does_not_become_huge(basic):
     assert max(resize(row).shape) <= 50_000
 
 
-@pytest.fixture(scope="module", params=LINES)
+@pytest.fixture(scope="module", params=["kserve_server", long("ray_server")])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """Each of the two programs as a server."""
     module = f"model.basics.{request.param}"

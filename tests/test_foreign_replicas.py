@@ -135,6 +135,7 @@ def redeploy(pair: Served, token: dict[str, str], *options: str) -> subprocess.C
     return run("model.serving.redeploy", "--address", address, *OPTIONS, *options, **token)
 
 
+@pytest.mark.long  # notebook 6 does it in make test
 def test_another_number_of_replicas(pair, token):
     """The class need not be named, the replicas that stay are the same, nothing is lost."""
     before = {process.pid for process in replicas(pair.server)}
@@ -187,6 +188,7 @@ def test_redeploying_what_cannot_be_made(pair, token):
         assert pair.v1("custom-model", TEXTS).json() == {"predictions": COUNTS}
 
 
+@pytest.mark.long  # notebook 6 does it in make test
 def test_autoscaling(pair, token):
     """A second replica starts with the load and ends with it, and nothing is lost."""
     delays = ["--upscale_delay_s", "0.5", "--downscale_delay_s", "1", "--target_requests", "2"]

@@ -244,7 +244,7 @@ MOMENTS = {
 }
 
 
-IN_SHORT = ("imports of the model", "Ray's start, first process", "deploying")
+IN_SHORT = ("imports of the model", "deploying")
 
 
 @pytest.mark.parametrize("moment", [m if m in IN_SHORT else long(m) for m in MOMENTS])
