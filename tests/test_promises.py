@@ -105,7 +105,7 @@ def test_two_frontends():
 @pytest.mark.long
 def test_large_bodies():
     """Their memory is bounded, and the server goes on."""
-    outcome = promises.large_bodies(promises.fragile, clients=96)
+    outcome = promises.large_bodies(clients=96)
     assert outcome.kept, outcome
 
 

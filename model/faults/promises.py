@@ -205,11 +205,11 @@ def _together(one: dict, others: list[dict]) -> bool:
     )
 
 
-def large_bodies(start: Start, clients: int = 288, mb: int = 60) -> Outcome:
+def large_bodies(clients: int = 288, mb: int = 60) -> Outcome:
     """So many clients send a request of so many MB at the same time, each once."""
     instance = {"ms": MS, "padding": "x" * (mb * 2**20)}
     body = json.dumps({"instances": [instance]}).encode()
-    with start(2) as server:
+    with fragile(2) as server:
         before, peak, over = server.memory(), [0], threading.Event()
 
         def watch() -> None:
