@@ -39,9 +39,8 @@ def malformed(url: str, work: Workload) -> Outcome:
     """Requests that no model can answer; a good one after each."""
     statuses, after = Counter(), Counter()
     for body in MALFORMED.values():
-        headers = {"Content-Type": "application/json"}
-        statuses[_status(url, body, headers)] += 1
-        after[_status(url, work.bodies[0], headers)] += 1
+        statuses[status_of(url, body)] += 1
+        after[status_of(url, work.bodies[0])] += 1
     plain = sum(count for status, count in statuses.items() if status.startswith("4"))
     return Outcome(
         promise="a bad request is told so, and disturbs nobody",
@@ -53,9 +52,11 @@ def malformed(url: str, work: Workload) -> Outcome:
     )
 
 
-def _status(url: str, body: bytes, headers: dict[str, str]) -> str:
+def status_of(url: str, body: bytes, timeout_s: float = 30) -> str:
+    """The status that a POST of JSON gets, or the kind of error that its client gets."""
+    headers = {"Content-Type": "application/json"}
     try:
-        return str(requests.post(url, data=body, headers=headers, timeout=30).status_code)
+        return str(requests.post(url, data=body, headers=headers, timeout=timeout_s).status_code)
     except requests.RequestException as error:
         return type(error).__name__
 

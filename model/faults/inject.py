@@ -6,7 +6,6 @@ had none: an experiment whose fault did nothing proves nothing.
 
 import contextlib
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-from model.faults.observe import replicas
+from model.faults.observe import ray_address, replicas
 from model.loadtest.server_process import ServerProcess
 
 GONE_WITHIN_S = 10
@@ -129,7 +128,7 @@ def redeploy(server: ServerProcess, *options: str) -> None:
 
     Raises RuntimeError when the command fails; that anything has changed it does not say.
     """
-    address = re.search(r"Ray at (\S+),", server.log.read_text())[1]
+    address = ray_address(server)
     command = [sys.executable, "-m", "model.serving.redeploy", "--address", address, *options]
     env = server.process.environ()  # with the token that lets others join its cluster
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)

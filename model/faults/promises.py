@@ -15,9 +15,10 @@ import psutil
 import requests
 
 from model.faults import inject
+from model.faults.clients import status_of
 from model.faults.experiment import Fault, run_experiment
 from model.faults.nodes import fresh_token
-from model.faults.observe import replicas, wait_for_replicas
+from model.faults.observe import ray_address, replicas, snapshots, wait_for_replicas
 from model.faults.outcome import Outcome, by_outcome, nothing_lost
 from model.faults.servers import ours
 from model.loadtest.server_process import ServerProcess
@@ -26,7 +27,6 @@ from model.loadtest.workload import JsonWorkload
 FRAGILE = "model.faults.fragile:FragileModel"
 MS = 50  # of a batch
 CLIENTS = 32
-JSON = {"Content-Type": "application/json"}
 MEMORY_BOUND_MB = 6 * 512  # times --max_body_memory_mb: a body is parsed, pickled, and copied
 LEAN = ("--cpus_per_replica", "0.1")  # replicas that sleep: many fit on a few cores
 
@@ -165,9 +165,8 @@ def _refused(server: ServerProcess, *options: str) -> str:
 def two_frontends(seconds: float = 6) -> Outcome:
     """Two frontends, four replicas, one client at each: none of them waits for the other."""
     with ours(FRAGILE, "--num_replicas", "4", *LEAN) as first:
-        address = first.log.read_text().split("Ray at ")[1].split(",")[0]
         token = {key: first.process.environ()[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        join = ("--address", address, "--num_replicas", "4")
+        join = ("--address", ray_address(first), "--num_replicas", "4")
         with ServerProcess("model.serving.frontend", *join, **token) as second:
             runs = {}
 
@@ -210,33 +209,20 @@ def large_bodies(clients: int = 288, mb: int = 60) -> Outcome:
     instance = {"ms": MS, "padding": "x" * (mb * 2**20)}
     body = json.dumps({"instances": [instance]}).encode()
     with fragile(2) as server:
-        before, peak, over = server.memory(), [0], threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.2):
-                peak[0] = max(peak[0], server.memory())
-
-        def send(_: int) -> int | str:
-            try:
-                return requests.post(
-                    server.predict, data=body, headers=JSON, timeout=90
-                ).status_code
-            except requests.RequestException as error:
-                return type(error).__name__
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        with ThreadPoolExecutor(clients) as threads:
-            statuses = Counter(threads.map(send, range(clients)))
-        over.set()
-        watching.join()
+        before = server.memory()
+        with (
+            snapshots(server, lambda server: {"bytes": server.memory()}, every_s=0.2) as taken,
+            ThreadPoolExecutor(clients) as threads,
+        ):
+            sent = [threads.submit(status_of, server.predict, body, 90) for _ in range(clients)]
+            statuses = Counter(each.result() for each in sent)
         after = requests.post(server.predict, json=work().requests[0], timeout=30).status_code
-    grew = (peak[0] - before) / 2**20
+    grew = (max(found["bytes"] for _, found in taken) - before) / 2**20
     return Outcome(
         promise="the memory of large bodies is bounded",
         fault=f"{clients} clients send {mb} MB each",
         evidence=f"MB sent at a time: {clients * mb:,}",
-        requests={str(status): count for status, count in statuses.items()},
+        requests=dict(statuses),
         found=f"{grew:,.0f} MB more than at rest",
         kept=grew < MEMORY_BOUND_MB and after == 200,
         facts={"grew_mb": grew},

@@ -1,4 +1,4 @@
-"""The backend of Ray Serve replicas: KServe's RayModel made whole."""
+"""The backend of Ray Serve replicas: what KServe's RayModel leaves out, added."""
 
 import asyncio
 import pickle
