@@ -1,5 +1,7 @@
 """How servers end, and what they leave alone: no process, port or file stays, nobody else's Ray."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +20,8 @@ import requests
 from model.faults.observe import metrics
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
+from model.serving.config import EndpointConfig
+from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import free_port
 from tests.conftest import ROOT, Traces, long, needs_tool, run, until
 from tests.foreign import ForeignRay
@@ -25,6 +29,7 @@ from tests.samples import GOOD
 
 ENDS_WITHIN_S = 60
 BUSY = "tests.tiny_models:Busy"  # takes as many seconds as the instance says
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 REPLICAS = ("--num_replicas", "2", "--cpus_per_replica", "0.5")
 
 
@@ -101,6 +106,49 @@ def test_a_drain_that_is_cut_short(traces, end):
             server.process.send_signal(number)
             time.sleep(0.5)
         assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("when", ["not taken yet", "without a request", "used before"])
+def test_no_connection_is_lost_when_http_stops(when):
+    """A request on a connection that the client has made already is answered."""
+    answers = asyncio.run(answers_at_the_end(when))
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers), answers
+
+
+async def answers_at_the_end(when: str, count: int = 20) -> list[bytes]:
+    """What clients read that have connected before a server stops, and send while it does.
+
+    The server is in this process, so that it can be stopped at just that moment.
+    """
+    endpoint = EndpointConfig(http_port=free_port())
+    server = HttpServer(uvicorn_config(hello, endpoint))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    with contextlib.ExitStack() as stack:
+        address = (endpoint.host, endpoint.http_port)
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(count)]
+        while when != "not taken yet" and len(server.server_state.connections) < count:
+            await asyncio.sleep(0.01)
+        if when == "used before":
+            for client in clients:
+                client.sendall(REQUEST)
+            while server.server_state.total_requests < count:
+                await asyncio.sleep(0.01)
+            for client in clients:
+                client.recv(1000)
+        for client in clients:
+            client.sendall(REQUEST)
+        await server.shutdown()
+        server.should_exit = True
+        await serving
+        return [client.recv(1000) for client in clients]
+
+
+async def hello(_scope, _receive, send) -> None:
+    """An ASGI application."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
 
 
 class Case(NamedTuple):

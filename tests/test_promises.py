@@ -11,6 +11,7 @@ import pytest
 
 from model.faults import clients, promises
 from model.faults.experiment import Experiment, Injected
+from model.faults.grpc_clients import AGAIN
 from model.faults.outcome import Outcome, recovery_s
 from model.faults.servers import HALVES, ours
 from model.loadtest.run import RIGHT, Run, Sample
@@ -86,6 +87,14 @@ def test_a_server_that_is_told_to_end():
     """It loses nothing."""
     for outcome in promises.stopped(promises.fragile, times=1, seconds=6):
         assert_kept(outcome)
+
+
+@pytest.mark.long
+def test_a_server_that_is_told_to_end_over_grpc():
+    """Nor there."""
+    for outcome in promises.stopped_over_grpc(promises.fragile, times=1):
+        assert_kept(outcome)
+        assert outcome.requests[AGAIN] > 0, "the server had no clients when it ended"
 
 
 @pytest.mark.long

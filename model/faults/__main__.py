@@ -25,6 +25,7 @@ OF_PARTS: dict[str, Callable[[promises.Start], Found]] = {
     "mass_failure_8": lambda start: promises.mass_failure(start, 8),
     "poison": promises.poison,
     "stopped": promises.stopped,
+    "stopped_over_grpc": promises.stopped_over_grpc,
 }
 # The published program has no command for an update, and no bound of memory: with as many bodies it
 # takes all that the machine has.

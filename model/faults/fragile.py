@@ -5,13 +5,15 @@ import signal
 import time
 from typing import Any
 
-from kserve import Model
+import numpy as np
+from kserve import InferOutput, InferRequest, InferResponse, Model
 
 
 class FragileModel(Model):
     """V1 {"instances": [{"ms": 20}]} -> {"predictions": [20]}, after so many milliseconds.
 
-    {"crash": true} kills its process. A batch takes as long as its longest instance.
+    V2 has the milliseconds in a tensor "ms" FP32 [n], and returns such a tensor. {"crash": true}
+    kills its process. A batch takes as long as its longest instance.
     """
 
     def __init__(self, name: str, broken: bool = False, wrong: bool = False) -> None:
@@ -28,8 +30,10 @@ class FragileModel(Model):
         self.ready = True
         return self.ready
 
-    def preprocess(self, payload: dict, headers: dict | None = None) -> list[dict]:
+    def preprocess(self, payload: dict | InferRequest, headers: dict | None = None) -> list[dict]:
         """The instances of a request."""
+        if isinstance(payload, InferRequest):
+            return _Tensor({"ms": ms} for ms in payload.inputs[0].as_numpy().tolist())
         return payload["instances"]
 
     def predict(self, instances: list[dict], headers: dict | None = None) -> list[float]:
@@ -42,8 +46,18 @@ class FragileModel(Model):
         if any(instance.get("crash") for instance in instances):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(max(instance["ms"] for instance in instances) / 1000)
-        return [[instance["ms"] + self.wrong for instance in request] for request in inputs]
+        return [type(request)(i["ms"] + self.wrong for i in request) for request in inputs]
 
-    def postprocess(self, result: list[float], headers: dict | None = None) -> dict[str, Any]:
-        """The response of V1."""
-        return {"predictions": result}
+    def postprocess(
+        self, result: list[float], headers: dict | None = None
+    ) -> dict[str, Any] | InferResponse:
+        """The response, of V1 or V2 as the request was."""
+        if not isinstance(result, _Tensor):
+            return {"predictions": result}
+        output = InferOutput("ms", [len(result)], "FP32")
+        output.set_data_from_numpy(np.array(result, dtype=np.float32))
+        return InferResponse("", self.name, [output])
+
+
+class _Tensor(list):
+    """What a V2 request holds, or gets."""

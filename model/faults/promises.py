@@ -14,9 +14,10 @@ from functools import partial
 import psutil
 import requests
 
-from model.faults import inject
+from model.faults import grpc_clients, inject
 from model.faults.clients import status_of
 from model.faults.experiment import Fault, run_experiment
+from model.faults.grpc_clients import AGAIN, ANSWERED
 from model.faults.nodes import fresh_token
 from model.faults.observe import ray_address, replicas, snapshots, wait_for_replicas
 from model.faults.outcome import Outcome, by_outcome, nothing_lost
@@ -139,6 +140,30 @@ def stopped(start: Start, times: int = 5, seconds: float = 12) -> Iterator[Outco
                 ends=True,
             )
         yield nothing_lost("a server that is told to end loses nothing", found, rejected=True)
+
+
+def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
+    """The same over gRPC, where a connection stays until the server ends.
+
+    UNAVAILABLE is not counted: gRPC's clients send such a request again, to another server if there
+    is one. After any other status they do not.
+    """
+    for _ in range(times):
+        with start(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
+            calls = thread.submit(grpc_clients.call, server, MS, CLIENTS, seconds)
+            time.sleep(seconds / 2)
+            evidence = inject.terminate(server)
+            outcomes = calls.result()
+        lost = sum(outcomes.values()) - outcomes[ANSWERED] - outcomes[AGAIN]
+        yield Outcome(
+            promise="a server that is told to end loses nothing",
+            fault="SIGTERM under full load, over gRPC",
+            evidence=evidence,
+            requests=dict(outcomes),
+            found=f"{lost} of {sum(outcomes.values())} lost",
+            kept=lost == 0,
+            facts={"lost": lost},
+        )
 
 
 def failing_update(seconds: float = 25) -> Iterator[Outcome]:

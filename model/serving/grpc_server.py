@@ -1,5 +1,6 @@
 """The way in over gRPC: KServe's servicer behind admission control, a status for each error."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from model.serving.config import EndpointConfig
 from model.serving.errors import log_refusal, sentence, statuses
 from model.serving.receiving import TOO_MUCH, Receiving
 
+LAST_CALLS_S = 0.3  # in which those who call are told that the server stops
+STOPPING = "the server stops: send the request again, to another one if there is one"
 OUTCOMES = {  # of a call that was aborted; all others failed
     grpc.StatusCode.INVALID_ARGUMENT: "invalid",
     grpc.StatusCode.NOT_FOUND: "invalid",
@@ -24,50 +27,69 @@ OUTCOMES = {  # of a call that was aborted; all others failed
 }
 
 
-def grpc_server(
-    endpoint: EndpointConfig,
-    dataplane: DataPlane,
-    repository: ModelRepositoryExtension,
-    admission: Admission,
-    receiving: Receiving,
-) -> grpc.aio.Server:
-    """KServe's gRPC service on one host (KServe: on every address), to be started.
+class GrpcServer:
+    """KServe's gRPC service on one host (KServe: on every address).
 
-    Starting it fails when the port is taken (KServe: shares it silently with another server).
     With a certificate it speaks TLS, as HTTP does (KServe: never).
     """
-    server = grpc.aio.server(
-        ThreadPoolExecutor(endpoint.grpc_threads),
-        interceptors=(AdmissionInterceptor(admission, receiving), StatusInterceptor()),
-        options=[
-            ("grpc.max_send_message_length", endpoint.grpc_max_send_bytes),
-            ("grpc.max_receive_message_length", endpoint.grpc_max_receive_bytes),
-            ("grpc.so_reuseport", 0),
-        ],
-    )
-    servicer = InferenceServicer(dataplane, repository)
-    grpc_v2.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    address = f"{host}:{endpoint.grpc_port}"
-    if endpoint.certificate:
-        pair = tuple(Path(file).read_bytes() for file in endpoint.certificate)
-        server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-    else:
-        server.add_insecure_port(address)
-    return server
+
+    def __init__(
+        self,
+        endpoint: EndpointConfig,
+        dataplane: DataPlane,
+        repository: ModelRepositoryExtension,
+        admission: Admission,
+        receiving: Receiving,
+    ) -> None:
+        self._admission = AdmissionInterceptor(admission, receiving)
+        self._server = grpc.aio.server(
+            ThreadPoolExecutor(endpoint.grpc_threads),
+            interceptors=(self._admission, StatusInterceptor()),
+            options=[
+                ("grpc.max_send_message_length", endpoint.grpc_max_send_bytes),
+                ("grpc.max_receive_message_length", endpoint.grpc_max_receive_bytes),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        servicer = InferenceServicer(dataplane, repository)
+        grpc_v2.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        address = f"{host}:{endpoint.grpc_port}"
+        if endpoint.certificate:
+            pair = tuple(Path(file).read_bytes() for file in endpoint.certificate)
+            self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        else:
+            self._server.add_insecure_port(address)
+
+    async def start(self) -> None:
+        """It fails when the port is taken (KServe: shares it silently with another server)."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Answer what is in flight, for so long at most.
+
+        A call that arrives while gRPC shuts down ends with CANCELLED, which no client sends again.
+        So calls get UNAVAILABLE first, and clients that obey it are silent by then.
+        """
+        self._admission.stopping = True
+        await asyncio.sleep(LAST_CALLS_S)
+        await self._server.stop(grace_s)
 
 
 class AdmissionInterceptor(grpc.aio.ServerInterceptor):
-    """Admission control for gRPC's ModelInfer: UNAVAILABLE when it is full."""
+    """Admission control for gRPC's ModelInfer: UNAVAILABLE when it is full, or `stopping`."""
 
     def __init__(self, admission: Admission, receiving: Receiving) -> None:
         self._admission, self._receiving = admission, receiving
+        self.stopping = False
 
     async def intercept_service(self, continuation, details):
         """The handler of a call, behind admission control; a rejected message is not parsed."""
         handler = await continuation(details)
         if handler is None or not details.method.endswith("/ModelInfer"):
             return handler
+        if self.stopping:
+            return grpc.unary_unary_rpc_method_handler(_reject_stopping)
         if self._admission.all_full:
             self._admission.reject_unread()
             return grpc.unary_unary_rpc_method_handler(_reject)
@@ -107,6 +129,11 @@ def _pushback(seconds: int) -> tuple[tuple[str, str]]:
 
 async def _reject(_: bytes, context) -> None:
     await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+
+
+async def _reject_stopping(_: bytes, context) -> None:
+    context.set_trailing_metadata(_pushback(1))
+    await context.abort(grpc.StatusCode.UNAVAILABLE, STOPPING)
 
 
 class StatusInterceptor(ExceptionToStatusInterceptor):

@@ -4,27 +4,21 @@ import asyncio
 import contextlib
 import functools
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import grpc
-import uvicorn
 from kserve.logging import logger
-from kserve.protocol.rest.ssl_cert_refresher import SSLCertRefresher
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
-from model.serving.config import CannotStart, EndpointConfig, ServerConfig
-from model.serving.grpc_server import grpc_server
+from model.serving.config import CannotStart, ServerConfig
+from model.serving.grpc_server import GrpcServer
+from model.serving.http_server import GRACE_S, HttpServer, uvicorn_config
 from model.serving.machine import process_age
 
-HEADERS_TIMEOUT_S = 20  # from a connection, or a request's first byte, to the end of its headers
-GRACE_S = 30  # for requests in flight, once the server is told to end
 Wrap = Callable[[Callable], Callable]  # an ASGI application around another
 
 warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
@@ -72,10 +66,10 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
     ending = _Ending()
     with _signals(ending.obey):
         asgi = wrap(application.asgi) if wrap else application.asgi
-        http = _HttpServer(_uvicorn(asgi, config.endpoint))
+        http = HttpServer(uvicorn_config(asgi, config.endpoint))
         rpc = None
         if config.endpoint.grpc_port is not None:
-            rpc = _grpc(application, config.endpoint)
+            rpc = GrpcServer(config.endpoint, *application[1:])
             await rpc.start()
         announcement = asyncio.create_task(_announce(config))
         serving = asyncio.create_task(http.serve())
@@ -115,13 +109,16 @@ def _serve_with_workers(
 ) -> None:
     """HTTP in processes that load the models themselves; gRPC here, in a thread of its own."""
     factory = functools.partial(_worker_application, models, config, wrap)
-    workers = _uvicorn(factory, config.endpoint, factory=True, workers=config.endpoint.workers)
+    workers = uvicorn_config(
+        factory, config.endpoint, factory=True, workers=config.endpoint.workers
+    )
     application = create_application(models, config)
     ended = threading.Event()
 
     async def serve_grpc() -> None:
-        rpc = _grpc(application, config.endpoint) if config.endpoint.grpc_port is not None else None
-        if rpc:
+        rpc = None
+        if config.endpoint.grpc_port is not None:
+            rpc = GrpcServer(config.endpoint, *application[1:])
             await rpc.start()
         announcement = asyncio.create_task(_announce(config))
         await asyncio.to_thread(ended.wait)
@@ -146,80 +143,6 @@ def _worker_application(models: list[BatchedModel], config: ServerConfig, wrap: 
     return wrap(asgi) if wrap else asgi
 
 
-def _uvicorn(app, endpoint: EndpointConfig, **more) -> uvicorn.Config:
-    key, certificate = endpoint.certificate or (None, None)
-    return uvicorn.Config(
-        app,
-        host=endpoint.host,
-        port=endpoint.http_port,
-        log_config=None,  # KServe has set it up
-        timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=endpoint.keep_alive_s,
-        ssl_keyfile=key,
-        ssl_certfile=certificate,
-        http=_HttpProtocol,
-        ws="none",  # else a client that asks for a WebSocket never gets an answer
-        lifespan="off",
-        timeout_worker_healthcheck=60,  # a process that imports and loads does not answer yet
-        **more,
-    )
-
-
-class _HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, which waits for headers without end, with a limit: then the connection is cut."""
-
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self._wait_for_headers()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._headers_are_here()
-        super().connection_lost(error)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._wait_for_headers()
-
-    def on_headers_complete(self) -> None:
-        self._headers_are_here()
-        super().on_headers_complete()
-
-    def _wait_for_headers(self) -> None:
-        self._headers_are_here()
-        self._late = self.loop.call_later(HEADERS_TIMEOUT_S, self.transport.abort)
-
-    def _headers_are_here(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn that leaves signals to its caller and reads a certificate again when it changes."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        if not self.config.loaded:
-            self.config.load()
-        refresher = None
-        if self.config.ssl is not None:
-            refresher = SSLCertRefresher(
-                ssl_context=self.config.ssl,
-                key_path=str(self.config.ssl_keyfile),
-                cert_path=str(self.config.ssl_certfile),
-            )
-        try:
-            await super().serve(sockets)
-        finally:
-            if refresher is not None:
-                refresher.stop()
-
-
 @contextlib.contextmanager
 def _signals(obey: Callable[[int], None]) -> Iterator[None]:
     """In this block SIGTERM and SIGINT call `obey` with their number, again and again; after it
@@ -236,10 +159,6 @@ def _signals(obey: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-
-
-def _grpc(application: Application, endpoint: EndpointConfig) -> grpc.aio.Server:
-    return grpc_server(endpoint, *application[1:])
 
 
 async def _announce(config: ServerConfig) -> None:

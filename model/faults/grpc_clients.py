@@ -1,0 +1,51 @@
+"""Clients of gRPC, each with a connection of its own, who send one request after the other."""
+
+import threading
+import time
+from collections import Counter
+
+import grpc
+import numpy as np
+from kserve import InferInput, InferRequest
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from model.loadtest.server_process import ServerProcess
+
+PUSHBACK_S = 1.0  # what a client waits after an error, as gRPC's own do that have a retry policy
+AGAIN = "UNAVAILABLE"  # the one status after which a client may send any request again
+ANSWERED = "answered"
+
+
+def call(server: ServerProcess, ms: float, clients: int, seconds: float) -> Counter[str]:
+    """Outcomes of requests to FragileModel, each of which takes `ms` there: ANSWERED, or a status.
+
+    The clients wait a while after an error, and call again.
+    """
+    outcomes: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+
+    def client() -> None:
+        mine = []
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500)]
+        with grpc.insecure_channel(server.grpc, options=options) as channel:
+            infer = GRPCInferenceServiceStub(channel).ModelInfer
+            while time.monotonic() < until:
+                try:
+                    response = infer(request, timeout=90)
+                except grpc.RpcError as error:
+                    mine.append(error.code().name)
+                    time.sleep(PUSHBACK_S)
+                else:
+                    right = np.frombuffer(response.raw_output_contents[0], np.float32) == ms
+                    mine.append(ANSWERED if right.all() else "wrong")
+        outcomes.update(mine)
+
+    tensor = InferInput("ms", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([ms], dtype=np.float32))
+    request = InferRequest(model_name=server.name, infer_inputs=[tensor]).to_grpc()
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
