@@ -92,7 +92,7 @@ def test_a_server_that_is_told_to_end():
 @pytest.mark.long
 def test_a_server_that_is_told_to_end_over_grpc():
     """Nor there."""
-    for outcome in promises.stopped_over_grpc(promises.fragile, times=1):
+    for outcome in promises.stopped_over_grpc(times=1):
         assert_kept(outcome)
         assert outcome.requests[AGAIN] > 0, "the server had no clients when it ended"
 

@@ -25,11 +25,11 @@ OF_PARTS: dict[str, Callable[[promises.Start], Found]] = {
     "mass_failure_8": lambda start: promises.mass_failure(start, 8),
     "poison": promises.poison,
     "stopped": promises.stopped,
-    "stopped_over_grpc": promises.stopped_over_grpc,
 }
-# The published program has no command for an update, and no bound of memory: with as many bodies it
-# takes all that the machine has.
+# The published program cannot pickle what gRPC brings, and has no command for an update, and no
+# bound of memory: with as many bodies it takes all that the machine has.
 ONLY_OURS: dict[str, Callable[[], Found]] = {
+    "stopped_over_grpc": promises.stopped_over_grpc,
     "large_bodies": promises.large_bodies,
     "failing_update": promises.failing_update,
     "two_frontends": promises.two_frontends,

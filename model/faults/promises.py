@@ -142,14 +142,14 @@ def stopped(start: Start, times: int = 5, seconds: float = 12) -> Iterator[Outco
         yield nothing_lost("a server that is told to end loses nothing", found, rejected=True)
 
 
-def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
+def stopped_over_grpc(times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
     """The same over gRPC, where a connection stays until the server ends.
 
     UNAVAILABLE is not counted: gRPC's clients send such a request again, to another server if there
     is one. After any other status they do not.
     """
     for _ in range(times):
-        with start(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
+        with fragile(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
             calls = thread.submit(grpc_clients.call, server, MS, CLIENTS, seconds)
             time.sleep(seconds / 2)
             evidence = inject.terminate(server)

@@ -16,7 +16,7 @@ import psutil
 import requests
 from tqdm import tqdm
 
-from model.serving.machine import free_port
+from model.serving.machine import held_ports
 
 READY_WITHIN_S = 120
 STOP_WITHIN_S = 30
@@ -48,30 +48,30 @@ class ServerProcess:
         RuntimeError with the end of the log when the process ends early or the model is not ready
         within two minutes.
         """
-        http_port, grpc_port = free_port(), free_port()
-        self.module, self.name = module, _model_name(options)
-        self.url, self.grpc = f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
-        self.predict = f"{self.url}/v1/models/{self.name}:predict"
-        ports = ["--http_port", str(http_port), "--grpc_port", str(grpc_port)]
-        handle, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log")
-        self.log = Path(name)
-        started = time.monotonic()
-        with open(handle, "w") as log:
-            self.process = psutil.Popen(
-                [*WITH_PARENT, python, "-m", module, *ports, *options],
-                cwd=folder,
-                env=os.environ | env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # an interrupt in the notebook is not for the server
-            )
-        self._end = weakref.finalize(self, _end, self.process, self.log)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
+        with held_ports(2) as (http_port, grpc_port):
+            self.module, self.name = module, _model_name(options)
+            self.url, self.grpc = f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
+            self.predict = f"{self.url}/v1/models/{self.name}:predict"
+            ports = ["--http_port", str(http_port), "--grpc_port", str(grpc_port)]
+            handle, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log")
+            self.log = Path(name)
+            started = time.monotonic()
+            with open(handle, "w") as log:
+                self.process = psutil.Popen(
+                    [*WITH_PARENT, python, "-m", module, *ports, *options],
+                    cwd=folder,
+                    env=os.environ | env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # an interrupt in the notebook is not for the server
+                )
+            self._end = weakref.finalize(self, _end, self.process, self.log)
+            try:
+                self._wait_until_ready()
+            except BaseException:
+                self.stop()
+                raise
         self.seconds_to_ready = time.monotonic() - started
 
     def _wait_until_ready(self) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from model.serving.metrics import ADMISSION_LIMIT, IN_FLIGHT, REQUESTS
+from model.serving.metrics import ADMISSION_LIMIT, IN_FLIGHT, REQUESTS, follow
 
 FULL = "The server is busy and its queue is full: try again later."
 COUNTED = 200  # of the last responses, to tell how many there are in a second
@@ -25,7 +25,7 @@ class AdmissionController:
         """model_name: for the metrics. limit: how many may be in flight."""
         self._name, self.limit, self.in_flight = model_name, limit, 0
         self._answered: deque[float] = deque(maxlen=COUNTED)  # when, on the monotonic clock
-        IN_FLIGHT.labels(model_name).set_function(lambda: self.in_flight)
+        follow(IN_FLIGHT.labels(model_name), lambda: self.in_flight)
         ADMISSION_LIMIT.labels(model_name).set(limit)
 
     @property

@@ -54,7 +54,8 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
     ).create_application()  # adds its endpoints to `app`
     add_handlers(app)
     receiving = Receiving(int(config.limits.max_body_memory_mb * 2**20))
-    asgi = HttpMiddleware(app, admission, receiving, config.limits)
+    request_ids = config.topology == "front"
+    asgi = HttpMiddleware(app, admission, receiving, config.limits, request_ids)
     return Application(asgi, dataplane, repository, admission, receiving)
 
 

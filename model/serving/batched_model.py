@@ -17,7 +17,7 @@ from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart
 from model.serving.dispatch import load_rule
 from model.serving.errors import reason
-from model.serving.metrics import BATCH_SIZE, QUEUED
+from model.serving.metrics import BATCH_SIZE, QUEUED, follow
 from model.serving.protocol import Request, Response, count_instances, picklable
 
 LARGEST_BATCH = 64 * 2**20  # bytes of bodies in one call: it is copied some times on its way
@@ -53,6 +53,10 @@ class BatchedModel(Model):
         if self._batching.where != "off" and not self.has_predict_batch:
             print(f"{self.name} has no predict_batch: no batches are made for it", flush=True)
         return True
+
+    def refuse(self, why: str) -> None:
+        """Do not serve it, loaded as it is."""
+        self.failure, self.ready = f"{self.name} is not served: {why}", False
 
     def __getstate__(self) -> dict[str, Any]:
         """KServe's `--workers N` sends this object to N processes; the batcher is made anew."""
@@ -113,7 +117,7 @@ class BatchedModel(Model):
                 size=self._share_of_a_batch,
                 rule=load_rule(self._batching.rule, os.getcwd()),
             )
-            QUEUED.labels(self.name).set_function(lambda: self._batcher.queued)
+            follow(QUEUED.labels(self.name), lambda: self._batcher.queued)
         return await self._batcher(request, deadline())
 
     def _share_of_a_batch(self, request: Request) -> int:

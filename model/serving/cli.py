@@ -67,6 +67,8 @@ def server_config(argv: list[str] | None = None) -> ServerConfig:
         config = _config(parser, args, models, replicas=None)
     else:
         config = _config(parser, args, models, _replicas(parser, args, len(models)))
+        if config.topology == "ingress" and (args.address or args.proxy is not None):
+            parser.error("--topology ingress starts a cluster: leave --address and --proxy out")
         wanted = config.replicas.max_replicas * config.replicas.cpus * len(models)
         if not config.cluster.address and wanted > cores():
             parser.error(
@@ -229,12 +231,17 @@ def _config(
         parser.error("--max_body_memory_mb must be at least --max_body_mb")
     if replicas and args.workers > 1:
         parser.error("--workers is for --in_process: replicas are the workers, --num_replicas")
+    ingress = replicas is not None and args.topology == "ingress"
+    batching = "frontend" if ingress and args.batching == "replica" else args.batching
+    endpoint = _endpoint(parser, args)
+    if ingress and endpoint.certificate:
+        parser.error("HAProxy does not speak TLS here: leave --ssl_certfile or --topology out")
     each = max(1, int(replicas.cpus)) if replicas else max(1, cores() // args.workers)
     timeout = args.request_timeout_s
     return ServerConfig(
         models=models,
         batching=BatchingConfig(
-            args.batching, args.max_batch_size, args.batch_wait_ms / 1000, args.dispatch_rule
+            batching, args.max_batch_size, args.batch_wait_ms / 1000, args.dispatch_rule
         ),
         limits=LimitsConfig(
             max_queued_requests=args.max_queued_requests,
@@ -245,11 +252,17 @@ def _config(
             per_attempt_timeout_s=args.per_attempt_timeout_s or timeout / 3,
             watchdog_timeout_s=args.watchdog_timeout_s or timeout,
         ),
-        endpoint=_endpoint(parser, args),
+        endpoint=endpoint,
         threads=args.threads or each,
         replicas=replicas,
+        topology="ingress" if ingress else "front",
         cluster=ClusterConfig(
-            args.address, args.node_address, args.dashboard, args.proxy, num_cpus=cores()
+            args.address,
+            args.node_address,
+            args.dashboard,
+            args.proxy,
+            haproxy=endpoint if ingress else None,
+            num_cpus=cores(),
         ),
     )
 

@@ -90,6 +90,7 @@ class ClusterConfig:
     node_address: str | None = None
     dashboard: int | None = None
     proxy: int | None = None
+    haproxy: EndpointConfig | None = None  # where Ray Serve's HAProxy listens; None: nowhere
     num_cpus: int = 1
 
 
@@ -103,12 +104,16 @@ class ServerConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     threads: int = 1  # OMP_NUM_THREADS of each process that holds a model
     replicas: ReplicaConfig | None = None
+    topology: Literal["front", "ingress"] = "front"  # KServe in front of replicas, or in each
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
     def admission_limit(self) -> int:
-        """Requests that may be in flight for one model: those worked on, and the queue."""
-        if self.replicas is None:
+        """Requests that may be in flight for one model: those worked on, and the queue.
+
+        In one replica, where KServe is in each.
+        """
+        if self.replicas is None or self.topology == "ingress":
             return self.limits.max_queued_requests + self.batching.max_size
         batches = self.batching.where == "frontend"
         each = self.batching.max_size if batches else self.replicas.max_ongoing_requests
@@ -124,7 +129,11 @@ class ServerConfig:
             few, most = self.replicas.num_replicas, self.replicas.max_replicas
             count = str(most) if few else f"{self.replicas.min_replicas} to {most}"
             place = f"{count} replica{'s' if most > 1 else ''} of {threads}"
-        return f"{models}; {place}, batching {self.batching.where}"
+            place += ", KServe in each" if self.topology == "ingress" else ""
+        where = self.batching.where
+        if self.topology == "ingress" and where == "frontend":
+            where = "replica"  # which is where KServe is
+        return f"{models}; {place}, batching {where}"
 
     def listing(self) -> str:
         """Every value, in one line for the log."""
@@ -132,4 +141,4 @@ class ServerConfig:
         for part in (self.batching, self.limits, self.endpoint, self.replicas, self.cluster):
             if part is not None:
                 parts += [f"{name}={value}" for name, value in vars(part).items()]
-        return f"options: {' '.join(parts)} threads={self.threads}"
+        return f"options: {' '.join(parts)} threads={self.threads} topology={self.topology}"

@@ -7,6 +7,7 @@ import pickle
 import re
 import time
 from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from model.serving.config import CannotStart, ModelConfig, ServerConfig
+from model.serving.config import CannotStart, ClusterConfig, ModelConfig, ServerConfig
 from model.serving.model_class import source_of
 from model.serving.replica import Replica
 from model.serving.upstream_ray import versioned
 
+APPLICATION = "kserve"  # with `--topology ingress`: there is one, whatever it serves
+UNLIMITED = 100_000
 STARTING = ("NOT_STARTED", "DEPLOYING")
 # The last line of a traceback: the kind of the error, without its module, and what it says.
 RAISED = re.compile(r"^(?:[\w.]*\()?(?:\w+\.)*(\w*(?:Error|CannotStart)\w*): (.*)", re.M)
@@ -50,6 +53,8 @@ def deploy(
     reload_at: as for `bind`. only: the names of some; None: all. Returns for each name the handle
     of its replicas, or why there are none; the others run.
     """
+    if config.topology == "ingress":
+        return {APPLICATION: deploy_ingress(config, reload_at)}
     models = [model for model in config.models if only is None or model.name in only]
     targets = [
         serve.RunTarget(bind(model, config, reload_at), **run_options(model, config))
@@ -58,6 +63,30 @@ def deploy(
     with contextlib.suppress(RuntimeError):  # of the first that fails; it is looked up below
         serve.run_many(targets)
     return {model.name: _outcome(model.name) for model in models}
+
+
+def deploy_ingress(
+    config: ServerConfig, reload_at: float = 0, draining: bool = False
+) -> DeploymentHandle | CannotStart:
+    """The same, of one application whose replicas have all models, and KServe around them.
+
+    draining: they say that they are not ready, and go on.
+    """
+    with contextlib.suppress(RuntimeError):
+        serve.run(
+            bind_ingress(config, reload_at, draining),
+            name=APPLICATION,
+            route_prefix="/",
+            external_scaler_enabled=config.replicas.num_replicas is not None,
+        )
+    return _outcome(APPLICATION)
+
+
+def applications(config: ServerConfig) -> list[str]:
+    """The names of the applications that `deploy` makes."""
+    if config.topology == "ingress":
+        return [APPLICATION]
+    return [model.name for model in config.models]
 
 
 def _outcome(name: str) -> DeploymentHandle | CannotStart:
@@ -93,6 +122,22 @@ def bind(model: ModelConfig, config: ServerConfig, reload_at: float = 0) -> serv
     """
     options = deployment_options(model, config, reload_at)
     return serve.deployment(Replica).options(**options).bind(*_replica_arguments(model, config))
+
+
+def bind_ingress(
+    config: ServerConfig, reload_at: float = 0, draining: bool = False
+) -> serve.Application:
+    """The application of all models with KServe in each replica."""
+    from model.serving.ingress import IngressReplica  # Ray reads its variables as it is imported
+
+    [first, *_] = config.models
+    options = deployment_options(first, config, reload_at)
+    options |= {
+        "max_ongoing_requests": UNLIMITED,  # ours are, in the application
+        "max_queued_requests": -1,
+        "user_config": options["user_config"] | {"draining": draining},
+    }
+    return serve.deployment(IngressReplica).options(**options).bind(config)
 
 
 def run_options(model: ModelConfig, config: ServerConfig) -> dict[str, Any]:
@@ -140,10 +185,10 @@ def deployment_options(
             "metrics_interval_s": 0.5,
             "look_back_period_s": 2,
         }
-        if config.batching.where == "frontend":
+        if config.batching.where == "frontend" and config.topology == "front":
             policy = {"policy_function": "model.serving.routing:scale_by_backlog"}
             options["autoscaling_config"]["policy"] = policy
-    if config.batching.where == "frontend":
+    if config.batching.where == "frontend" and config.topology == "front":
         router = "model.serving.routing:AssignedReplicaRouter"
         options["request_router_config"] = RequestRouterConfig(request_router_class=router)
     return options
@@ -170,9 +215,14 @@ def _version(model: ModelConfig, config: ServerConfig) -> str:
     And when the number is to follow the load: Ray has replicas report for that only from their
     start on.
     """
-    made = repr((_replica_arguments(model, config), config.replicas.num_replicas is None))
+    arguments = _replica_arguments(model, config)
+    models = [model]
+    if config.topology == "ingress":
+        arguments, models = replace(config, replicas=None, cluster=ClusterConfig()), config.models
+    made = repr((arguments, config.replicas.num_replicas is None))
     digest = hashlib.sha256(made.encode())
-    for place in filter(None, (Path(__file__).parent, source_of(model.target, model.folder))):
+    sources = [source_of(model.target, model.folder) for model in models]
+    for place in filter(None, (Path(__file__).parent, *sources)):
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

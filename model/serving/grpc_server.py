@@ -95,31 +95,35 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(_reject)
 
         async def infer(request, context):
-            controller = self._admission.of(getattr(request, "model_name", ""))
-            if controller is None:
-                return await handler.unary_unary(request, context)
-            if controller.full:
-                controller.count("rejected")
-                context.set_trailing_metadata(_pushback(controller.retry_after_s()))
-                await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
-            size = request.ByteSize()
-            arrived(size, context.time_remaining())
-            with controller.admitted() as counted, self._receiving.body() as body:
-                body.complete()
-                body.grew(size)
-                try:
-                    if self._receiving.full:
-                        await context.abort(grpc.StatusCode.UNAVAILABLE, TOO_MUCH)
-                    response = await handler.unary_unary(request, context)
-                except grpc.aio.AbortError:
-                    counted["outcome"] = OUTCOMES.get(context.code(), "failed")
-                    raise
-                counted["outcome"] = "answered"
-                return response
+            return await self.admitted(handler.unary_unary, request, context)
 
         return grpc.unary_unary_rpc_method_handler(
             infer, handler.request_deserializer, handler.response_serializer
         )
+
+    async def admitted(self, infer, request, context):
+        """What `infer` answers, with a place in the admission control of the request's model."""
+        controller = self._admission.of(getattr(request, "model_name", ""))
+        if controller is None:
+            return await infer(request, context)
+        if controller.full:
+            controller.count("rejected")
+            context.set_trailing_metadata(_pushback(controller.retry_after_s()))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+        size = request.ByteSize()
+        arrived(size, context.time_remaining())
+        with controller.admitted() as counted, self._receiving.body() as body:
+            body.complete()
+            body.grew(size)
+            try:
+                if self._receiving.full:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, TOO_MUCH)
+                response = await infer(request, context)
+            except grpc.aio.AbortError:
+                counted["outcome"] = OUTCOMES.get(context.code(), "failed")
+                raise
+            counted["outcome"] = "answered"
+            return response
 
 
 def _pushback(seconds: int) -> tuple[tuple[str, str]]:

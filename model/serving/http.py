@@ -27,17 +27,24 @@ class HttpMiddleware:
     """
 
     def __init__(
-        self, app, admission: Admission, receiving: Receiving, limits: LimitsConfig
+        self,
+        app,
+        admission: Admission,
+        receiving: Receiving,
+        limits: LimitsConfig,
+        request_ids: bool = True,
     ) -> None:
-        """app: KServe's. receiving: that of gRPC too. limits: of which those on bodies count."""
+        """app: KServe's. receiving: that of gRPC too. limits: of which those on bodies count.
+        request_ids: whether responses get them here (Ray Serve does it, too)."""
         self.app, self._admission, self._limits = app, admission, limits
+        self._request_ids = request_ids
         self._receiving = receiving
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         controller = self._controller(scope)
-        exchange = _Exchange(scope, send, controller, self._admission)
+        exchange = _Exchange(scope, send, controller, self._admission, self._request_ids)
         try:
             if controller is not None and controller.full:
                 raise _Refused(self._limits.overload_status, FULL)
@@ -139,7 +146,12 @@ class _Exchange:
     """One request's response: its status, once it is sent, and the headers that each one gets."""
 
     def __init__(
-        self, scope, send, controller: AdmissionController | None, admission: Admission
+        self,
+        scope,
+        send,
+        controller: AdmissionController | None,
+        admission: Admission,
+        with_id: bool,
     ) -> None:
         """controller: of the model, where predictions are asked for."""
         self._send, self.controller, self._admission = send, controller, admission
@@ -149,7 +161,9 @@ class _Exchange:
         if not given:
             others = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
             scope["headers"] = [*others, (b"x-request-id", number)]
-        self._headers = [(b"x-received", f"{time.time():.6f}".encode()), (b"x-request-id", number)]
+        self._headers = [(b"x-received", f"{time.time():.6f}".encode())]
+        if with_id:
+            self._headers.append((b"x-request-id", number))
 
     async def send(self, message) -> None:
         if message["type"] == "http.response.start":

@@ -4,8 +4,10 @@ import contextlib
 import math
 import secrets
 import socket
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -37,6 +39,25 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise OSError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
+
+
+@contextlib.contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Free ports that nobody else finds free in this block, for servers that start in it.
+
+    They can listen nevertheless: on Linux a port that is bound, and not listened on, can be bound
+    again where both set SO_REUSEADDR, as servers do. Elsewhere the ports are free, and no more.
+    """
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            held = stack.enter_context(socket.socket())
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", free_port()))
+            ports.append(held.getsockname()[1])
+        if sys.platform != "linux":
+            stack.close()
+        yield ports
 
 
 def ray_folder() -> Path:

@@ -2,9 +2,18 @@
 
 It is counted in KServe's process, also when replicas do the work. (Where replicas gather batches
 themselves, nothing is known here of their batches and of what waits there.)
+
+Several processes that serve the same models count in files, where prometheus_client adds them up
+(its multiprocess mode: PROMETHEUS_MULTIPROC_DIR names the folder).
 """
 
+import os
+from collections.abc import Callable
+
 from prometheus_client import Counter, Gauge, Histogram
+
+SUM = {"multiprocess_mode": "livesum"}  # of the processes that run
+_functions: list[tuple[Gauge, Callable[[], float]]] = []
 
 REQUESTS = Counter(
     "inference_requests",
@@ -15,19 +24,40 @@ RETRIES = Counter(
     "inference_retries", "Requests sent to another replica, by the reason", ["model", "reason"]
 )
 IN_FLIGHT = Gauge(
-    "inference_requests_in_flight", "Requests admitted and not yet answered", ["model"]
+    "inference_requests_in_flight", "Requests admitted and not yet answered", ["model"], **SUM
 )
 ADMISSION_LIMIT = Gauge(
-    "inference_admission_limit", "Requests that may be in flight; more are rejected", ["model"]
+    "inference_admission_limit",
+    "Requests that may be in flight; more are rejected",
+    ["model"],
+    **SUM,
 )
 BODY_BYTES = Gauge(
-    "inference_body_bytes", "Bytes of request bodies that arrive or are worked on, over HTTP"
+    "inference_body_bytes",
+    "Bytes of request bodies that arrive or are worked on, over HTTP",
+    **SUM,
 )
-QUEUED = Gauge("inference_requests_queued", "Requests in flight that wait for a worker", ["model"])
-REPLICAS = Gauge("inference_replicas", "Replicas that run", ["model"])
+QUEUED = Gauge(
+    "inference_requests_queued", "Requests in flight that wait for a worker", ["model"], **SUM
+)
+REPLICAS = Gauge("inference_replicas", "Replicas that run", ["model"], **SUM)
 BATCH_SIZE = Histogram(
     "inference_batch_size",
     "Instances in a batch",
     ["model"],
     buckets=[1, 2, 4, 8, 12, 16, 32, 64],
 )
+
+
+def follow(gauge: Gauge, value: Callable[[], float]) -> None:
+    """Have a gauge show what a function returns; among several processes, at the last `refresh`."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        _functions.append((gauge, value))
+    else:
+        gauge.set_function(value)
+
+
+def refresh() -> None:
+    """Write what the gauges of this process follow where the other processes can see it."""
+    for gauge, value in _functions:
+        gauge.set(value())

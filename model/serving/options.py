@@ -4,7 +4,13 @@ import argparse
 import math
 import sys
 
-from model.serving.config import BatchingConfig, EndpointConfig, LimitsConfig, ReplicaConfig
+from model.serving.config import (
+    BatchingConfig,
+    EndpointConfig,
+    LimitsConfig,
+    ReplicaConfig,
+    ServerConfig,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,6 +138,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 RAY_ONLY = (
+    "topology",
     *("num_replicas", "min_replicas", "max_replicas", "target_requests", "upscale_delay_s"),
     *("downscale_delay_s", "max_replicas_per_node", "cpus_per_replica", "gpus_per_replica"),
     *("max_ongoing_requests", "per_attempt_timeout_s", "watchdog_timeout_s", "address"),
@@ -146,6 +153,14 @@ def add_ray_options(
 ) -> None:
     """What concerns replicas and Ray. address: the default of `--address`."""
     ray = parser.add_argument_group("of Ray Serve")
+    ray.add_argument(
+        "--topology",
+        choices=["front", "ingress"],
+        default=ServerConfig.topology,
+        help="front: KServe in front of the replicas, where it gathers batches and sends again "
+        "what a replica loses; ingress: KServe in each replica, behind Ray Serve's HAProxy, for "
+        "models that take a few milliseconds (Linux, HTTP without TLS)",
+    )
     ray.add_argument(
         "--num_replicas",
         type=_replicas,

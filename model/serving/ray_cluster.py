@@ -19,7 +19,7 @@ import ray
 from ray import serve
 
 from model import SHARED_FOLDER
-from model.serving.config import CannotStart, ClusterConfig
+from model.serving.config import CannotStart, ClusterConfig, EndpointConfig
 from model.serving.errors import reason
 from model.serving.machine import process_age, ray_folder
 from model.serving.upstream_ray import (
@@ -48,7 +48,13 @@ FAST_REACTIONS = {
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
+# Ray starts its workers with the niceness 15: replicas would get a twenty-eighth of the time that
+# any other busy process gets, and fail their health checks beside one.
+NO_NICENESS = {"RAY_worker_niceness": "0"}
 NO_METRICS = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
+GRPC_SERVICE = (
+    "kserve.protocol.grpc.grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
+)
 OBJECT_STORE_BYTES = 200 * 2**20  # requests and responses pass through; nothing is kept
 # A batch of full-size requests fits into one message (gRPC's own default: 4 MB).
 GRPC_MESSAGE_BYTES = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1)}
@@ -101,7 +107,7 @@ class Cluster:
                 "choose another --model_name"
             )
         self._joined = True
-        _start_serve(None)
+        _start_serve()
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -110,6 +116,7 @@ class Cluster:
         self._folder = ray_folder()
         variables = dict.fromkeys(("TMPDIR", "RAY_TMPDIR", SHARED_FOLDER), str(self._folder))
         variables |= STAY_ON_LOOPBACK | KEEP_MEMORY | FAST_REACTIONS | GRPC_MESSAGE_BYTES
+        variables |= NO_NICENESS
         lean = contextlib.nullcontext()
         if self._config.dashboard is None:
             variables, lean = variables | NO_METRICS, without_helpers()
@@ -125,7 +132,7 @@ class Cluster:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-        _start_serve(self._config.proxy)
+        _start_serve(self._config.proxy, self._config.haproxy)
 
     @classmethod
     def announced(cls, config: ClusterConfig, applications: Iterable[str] = ()) -> "Cluster":
@@ -219,9 +226,14 @@ def _check_reachable(address: str) -> dict[str, str]:
     return {}
 
 
-def _start_serve(proxy: int | None) -> None:
+def _start_serve(proxy: int | None = None, haproxy: EndpointConfig | None = None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    if proxy is None:
-        serve.start(proxy_location="Disabled")
-    else:
+    if haproxy is not None:
+        http = {"host": haproxy.host, "port": haproxy.http_port}
+        grpc = {"port": haproxy.grpc_port, "grpc_servicer_functions": [GRPC_SERVICE]}
+        more = {"grpc_options": grpc} if haproxy.grpc_port is not None else {}
+        serve.start(proxy_location="HeadOnly", http_options=http, **more)
+    elif proxy is not None:
         serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": proxy})
+    else:
+        serve.start(proxy_location="Disabled")

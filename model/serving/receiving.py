@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from model.serving.metrics import BODY_BYTES
+from model.serving.metrics import BODY_BYTES, follow
 
 TOO_MUCH = "The server holds as much of requests' bodies as it may: try again later."
 
@@ -21,7 +21,7 @@ class Receiving:
         """limit: in bytes."""
         self.limit, self.total = limit, 0
         self._arriving: OrderedDict[_Body, None] = OrderedDict()  # oldest first
-        BODY_BYTES.set_function(lambda: self.total)
+        follow(BODY_BYTES, lambda: self.total)
 
     @property
     def full(self) -> bool:

@@ -26,25 +26,26 @@ def main() -> None:
     from ray import serve
 
     from model.serving.config import CannotStart
-    from model.serving.deployment import deploy, deployed
-    from model.serving.protocol import Description
+    from model.serving.deployment import applications, deploy, deployed
     from model.serving.ray_cluster import Cluster
 
     with cleaning_up(), Cluster(config.cluster):
         running = serve.status().applications
-        models, before = [], {}
-        for model in config.models:
-            if model.name not in running:
+        handles = {}
+        for name in applications(config):
+            if name not in running:
                 raise CannotStart(
-                    f"no server runs {model.name!r} on the cluster at {config.cluster.address}"
+                    f"no server runs {name!r} on the cluster at {config.cluster.address}"
                 )
-            handle = serve.get_app_handle(model.name)
-            before[model.name] = deployed(handle)
-            if not named:
-                found = Description(*handle.describe.remote().result(timeout_s=60)).model
-                model = replace(found, arguments=model.arguments)
-            models.append(model)
-        config = replace(config, models=tuple(models))
+            handles[name] = serve.get_app_handle(name)
+        before = {name: deployed(handle) for name, handle in handles.items()}
+        if not named:
+            loaded = {m.name: m for old in before.values() if old for m in old.models}
+            for model in config.models:
+                if model.name not in loaded:
+                    raise CannotStart(f"no server has a model {model.name!r}: name its class")
+            models = [replace(loaded[m.name], arguments=m.arguments) for m in config.models]
+            config = replace(config, models=tuple(models))
         results = deploy(config, time.time() if reload else 0)
         failed = {name: why for name, why in results.items() if isinstance(why, Exception)}
         for name, why in failed.items():

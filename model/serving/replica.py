@@ -1,6 +1,5 @@
 """What Ray Serve runs N times for each model: a WorkerThread, and what Ray asks of a replica."""
 
-import asyncio
 import logging
 import pickle
 import time
@@ -14,6 +13,7 @@ from model.serving.config import BatchingConfig, CannotStart, ModelConfig
 from model.serving.dispatch import load_rule
 from model.serving.errors import reason
 from model.serving.protocol import Description, Response
+from model.serving.updates import Updates
 from model.serving.upstream_ray import listen_on_loopback
 from model.serving.worker_thread import WorkerThread
 
@@ -52,9 +52,7 @@ class Replica(WorkerThread):
         self._watchdog_timeout_s = watchdog_timeout_s
         self._backlogs: dict[str, tuple[int, float]] = {}  # frontend -> its backlog, and when
         self._batches: Counter[str] = Counter()  # frontend -> its batches
-        self._reload_at: float | None = None
-        self._deployed = ""
-        self._reload_failure: str | None = None
+        self._updates = Updates()
         self._batcher: Batcher | None = None
         if batching is not None and batching.where == "replica":
             self._batcher = Batcher(
@@ -122,29 +120,16 @@ class Replica(WorkerThread):
             raise RuntimeError("the model says that it is not healthy")
 
     async def reconfigure(self, config: dict) -> None:
-        """Load the model again when the deployment's `user_config` asks for it; requests go on.
-
-        config: {"reload_at": a moment}; a later one than before asks for it; and in `deployed`, how
-        the application was deployed. Ray calls this also once the replica is made. Where loading
-        fails the replica goes on with what it has: Ray would end it, and all others with it.
-        """
-        moment, self._deployed = config["reload_at"], config.get("deployed", "")
-        if self._reload_at is not None and moment > self._reload_at:
-            self._reload_failure = None
-            try:
-                await asyncio.get_running_loop().run_in_executor(None, self.reload)
-            except Exception as error:
-                logger.exception("the model could not be loaded again")
-                self._reload_failure = reason(error)
-        self._reload_at = max(moment, self._reload_at or moment)
+        """As Updates.obey; requests go on."""
+        await self._updates.obey(config, self.reload)
 
     def deployed(self) -> str:
         """The configuration with which its application was deployed last, as text."""
-        return self._deployed
+        return self._updates.deployed
 
     def reload_failure(self) -> str | None:
         """Why the model could not be loaded again when this was asked for last."""
-        return self._reload_failure
+        return self._updates.failure
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray's controller hands to routing.scale_by_backlog: the backlog of each frontend."""

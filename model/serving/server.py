@@ -1,12 +1,10 @@
 """Listens for HTTP and gRPC until a signal comes, in one process or with KServe's `--workers`."""
 
 import asyncio
-import contextlib
 import functools
-import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from kserve.logging import logger
@@ -15,6 +13,7 @@ from uvicorn.supervisors import Multiprocess
 from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
 from model.serving.config import CannotStart, ServerConfig
+from model.serving.ending import Ending, signals
 from model.serving.grpc_server import GrpcServer
 from model.serving.http_server import GRACE_S, HttpServer, uvicorn_config
 from model.serving.machine import process_age
@@ -63,8 +62,8 @@ def _loop_factory(event_loop: str) -> Callable[[], asyncio.AbstractEventLoop] | 
 
 async def _serve(application: Application, config: ServerConfig, wrap: Wrap | None) -> None:
     """Both protocols on this event loop."""
-    ending = _Ending()
-    with _signals(ending.obey):
+    ending = Ending()
+    with signals(ending.obey):
         asgi = wrap(application.asgi) if wrap else application.asgi
         http = HttpServer(uvicorn_config(asgi, config.endpoint))
         rpc = None
@@ -82,26 +81,6 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
         http.should_exit = True
         await asyncio.gather(serving, *([rpc.stop(GRACE_S)] if rpc else []))
         waiting.cancel()
-
-
-class _Ending:
-    """What signals ask for: that the server ends, and, a second one or Ctrl-C, that it does now."""
-
-    def __init__(self) -> None:
-        self.asked, self._now = asyncio.Event(), asyncio.Event()
-
-    def obey(self, number: int) -> None:
-        """A signal has come."""
-        if self.asked.is_set() or number == signal.SIGINT:
-            self._now.set()
-        self.asked.set()
-
-    async def drain(self, seconds: float) -> None:
-        """Go on for a while with a readiness that is false, so that others stop sending first."""
-        if seconds and self.asked.is_set() and not self._now.is_set():
-            logger.info("Draining for %g seconds", seconds)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), seconds)
 
 
 def _serve_with_workers(
@@ -143,35 +122,24 @@ def _worker_application(models: list[BatchedModel], config: ServerConfig, wrap: 
     return wrap(asgi) if wrap else asgi
 
 
-@contextlib.contextmanager
-def _signals(obey: Callable[[int], None]) -> Iterator[None]:
-    """In this block SIGTERM and SIGINT call `obey` with their number, again and again; after it
-    nothing.
-
-    What is left to do then is short, and must be done. (Handlers of the event loop itself would
-    leave Python's default behind.)
-    """
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda which, _: loop.call_soon_threadsafe(obey, which))
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-
 async def _announce(config: ServerConfig) -> None:
     """Print the ready line once a connection is taken."""
-    endpoint = config.endpoint
     while True:
         try:
-            _, writer = await asyncio.open_connection(endpoint.host, endpoint.http_port)
+            _, writer = await asyncio.open_connection(
+                config.endpoint.host, config.endpoint.http_port
+            )
         except OSError:
             await asyncio.sleep(0.05)
         else:
             writer.close()
             break
+    announce(config)
+
+
+def announce(config: ServerConfig) -> None:
+    """Print that the server is ready, what it serves, and where."""
+    endpoint = config.endpoint
     scheme = "https" if endpoint.certificate else "http"
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     line = f"{config.describe()}; REST {scheme}://{host}:{endpoint.http_port}"

