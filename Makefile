@@ -6,7 +6,7 @@ FIRST = notebooks/01_architecture.ipynb
 # Jupyter refuses to run as root unless told to; in a container root is often the only user.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab check test test-long notebooks bench against pays peers reliability cluster capacity fuzz lint pins site clean
+.PHONY: help lab check test test-long notebooks bench against pays peers overhead reliability cluster capacity fuzz lint pins site clean
 
 help:
 	@echo "make lab         opens JupyterLab on the first notebook (ARGS=... for JupyterLab)"
@@ -18,6 +18,7 @@ help:
 	@echo "make against     measures this commit's server beside another's (ARGS=COMMIT ...)"
 	@echo "make pays        measures which server pays for which model, draws imgs/pays.png"
 	@echo "make peers       measures other servers beside ours, in an environment of their own"
+	@echo "make overhead    measures what each way to a model costs, draws imgs/overhead.png"
 	@echo "make reliability injects faults into servers under load (ARGS=... names experiments)"
 	@echo "make cluster     injects faults into a cluster of several nodes (ARGS=... names experiments)"
 	@echo "make capacity    compares predicted with measured loads, draws imgs/capacity.png"
@@ -82,6 +83,10 @@ against: .venv/.ready
 peers: .venv-peers/.ready
 	@echo "peers: measuring; leave the machine to it, for about 10 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.ladder --peers $(ARGS)
+
+overhead: .venv-peers/.ready
+	@echo "overhead: measuring; leave the machine to it, for about 16 minutes"
+	@$(PYTHON_BIN) -m model.loadtest.overhead $(ARGS)
 
 reliability: .venv/.ready
 	@echo "reliability: leave the machine to it, for about 10 minutes"
