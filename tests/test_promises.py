@@ -92,7 +92,7 @@ def test_a_server_that_is_told_to_end():
 @pytest.mark.long
 def test_a_server_that_is_told_to_end_over_grpc():
     """Nor there."""
-    for outcome in promises.stopped_over_grpc(times=1):
+    for outcome in promises.stopped_over_grpc(promises.fragile, times=1):
         assert_kept(outcome)
         assert outcome.requests[AGAIN] > 0, "the server had no clients when it ended"
 
@@ -100,21 +100,21 @@ def test_a_server_that_is_told_to_end_over_grpc():
 @pytest.mark.long
 def test_an_update_that_fails():
     """The old version goes on, with all its replicas."""
-    for outcome in promises.failing_update(seconds=12):
+    for outcome in promises.failing_update(promises.fragile, seconds=12):
         assert_kept(outcome)
 
 
 @pytest.mark.long
 def test_two_frontends():
     """One client at each: they keep out of each other's way."""
-    outcome = promises.two_frontends(seconds=5)
+    outcome = promises.two_frontends(promises.fragile, seconds=5)
     assert outcome.facts["shared"] < 0.3, outcome  # half of them, where they know nothing of it
 
 
 @pytest.mark.long
 def test_large_bodies():
     """Their memory is bounded, and the server goes on."""
-    outcome = promises.large_bodies(clients=96)
+    outcome = promises.large_bodies(promises.fragile, clients=96)
     assert outcome.kept, outcome
 
 

@@ -20,11 +20,12 @@ import pytest
 import ray
 from ray import serve
 from ray._private import auto_init_hook, node, parameter, ray_constants, services, worker
-from ray.serve._private import replica
+from ray.serve._private import constants as serve_constants
+from ray.serve._private import grpc_util, haproxy_templates, replica
 from ray.serve._private.handle_options import DynamicHandleOptions
 from ray.serve.handle import DeploymentHandle
 
-from model.serving import upstream_ray
+from model.serving import haproxy, upstream_ray
 from tests.conftest import ROOT
 
 
@@ -142,6 +143,24 @@ def test_replicas_listen_on_loopback(monkeypatch):
         assert {at.ip.removeprefix("::ffff:") for at in found} == {"127.0.0.1"}
     finally:
         server.stop(None)
+
+
+def test_an_ingress_listens_on_loopback():
+    """Serve opens its port for gRPC by the function that we replace; HAProxy's as we rewrite it."""
+    opened = re.findall(r"add_grpc_address\((.*)\)", inspect.getsource(grpc_util))
+    assert opened == ['server, f"[::]:{grpc_options.port}"'], "Serve opens the port otherwise"
+    binds = re.findall(r"^ *bind (.*)", haproxy_templates.HAPROXY_CONFIG_TEMPLATE, re.M)
+    everywhere = [bind for bind in binds if bind.startswith((":", "*:"))]
+    assert len(everywhere) == 2, f"HAProxy listens otherwise: {binds}"
+
+
+def test_haproxy_has_the_variables():
+    """Ray Serve reads each of those that we set."""
+    names = set(haproxy.PORTS) | set(haproxy.REPLICA_PORTS)
+    source = inspect.getsource(serve_constants)
+    names |= set(re.findall(r'"(RAY_SERVE_\w+)"', inspect.getsource(haproxy)))
+    assert len(names) > 15
+    assert [name for name in sorted(names) if f'"{name}"' not in source] == []
 
 
 def dynamo_after(statement: str) -> bool:

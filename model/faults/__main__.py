@@ -1,25 +1,29 @@
 """The promises as one table: `python -m model.faults`, and `--url` for any server's clients.
 
-Each promise is tested by a fault, on our server and on KServe's RayModel as published
-(model.basics, with as many requests at a replica as ours), and the table says of both what became
-of it. With `--url` the half that needs clients only is done to a server that runs already.
+Each promise is tested by a fault, and the table says what became of it: on our server, with KServe
+in front of the replicas and in each of them, and on KServe's RayModel as published (model.basics,
+with as many requests at a replica as ours). With `--url` the half that needs clients only is done
+to a server that runs already.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from model.faults import clients, promises
 from model.faults.outcome import Outcome
 from model.faults.servers import HALVES, ours, stock
 from model.loadtest.records import machine
+from model.loadtest.server_process import ServerProcess
 from model.loadtest.tables import print_row
 from model.loadtest.workload import JsonWorkload, Workload
 
 Found = Outcome | Iterator[Outcome]
 OF_CLIENTS = ("malformed", "slow_senders", "impatient", "overload")
-OF_PARTS: dict[str, Callable[[promises.Start], Found]] = {
+OF_ANY: dict[str, Callable[[promises.Start], Found]] = {
     "killed": promises.killed,
     "mass_failure_4": lambda start: promises.mass_failure(start, 4),
     "mass_failure_8": lambda start: promises.mass_failure(start, 8),
@@ -28,13 +32,37 @@ OF_PARTS: dict[str, Callable[[promises.Start], Found]] = {
 }
 # The published program cannot pickle what gRPC brings, and has no command for an update, and no
 # bound of memory: with as many bodies it takes all that the machine has.
-ONLY_OURS: dict[str, Callable[[], Found]] = {
+OF_OURS: dict[str, Callable[[promises.Fragile], Found]] = {
     "stopped_over_grpc": promises.stopped_over_grpc,
     "large_bodies": promises.large_bodies,
     "failing_update": promises.failing_update,
-    "two_frontends": promises.two_frontends,
 }
-NAMES = (*OF_CLIENTS, *OF_PARTS, *ONLY_OURS)
+IN_FRONT: dict[str, Callable[[promises.Fragile], Found]] = {"two_frontends": promises.two_frontends}
+OF_PARTS = OF_ANY | OF_OURS | IN_FRONT
+NAMES = (*OF_CLIENTS, *OF_PARTS)
+
+
+class Kind(NamedTuple):
+    """A column of the table: a kind of server."""
+
+    title: str
+    names: tuple[str, ...]  # of the promises that can be tested on it
+    server: Callable[[], ServerProcess]  # with AlexNet
+    start: promises.Start  # with FragileModel
+
+
+KINDS = {
+    "front": Kind("found", NAMES, partial(ours, *HALVES), promises.fragile),
+    "ingress": Kind(
+        "KServe in each replica",
+        (*OF_CLIENTS, *OF_ANY, *OF_OURS),
+        partial(ours, *HALVES, "--topology", "ingress"),
+        promises.Fragile("ingress"),
+    ),
+    "published": Kind(
+        "`RayModel` as published", (*OF_CLIENTS, *OF_ANY), stock, promises.stock_fragile
+    ),
+}
 
 
 def of_clients(name: str, url: str, work: Workload) -> Outcome:
@@ -44,36 +72,34 @@ def of_clients(name: str, url: str, work: Workload) -> Outcome:
     return getattr(clients, name)(url, work)
 
 
-def found(name: str, published: bool) -> list[Outcome]:
-    """What became of a promise, on our server or on the published one."""
-    if name in OF_CLIENTS:
-        with stock() if published else ours(*HALVES) as server:
-            return [of_clients(name, server.predict, Workload.drawn())]
-    if name in OF_PARTS:
-        outcome = OF_PARTS[name](promises.stock_fragile if published else promises.fragile)
-    elif published:
+def found(name: str, kind: Kind) -> list[Outcome]:
+    """What became of a promise on a kind of server; nothing where it cannot be tested there."""
+    if name not in kind.names:
         return []
-    else:
-        outcome = ONLY_OURS[name]()
+    if name in OF_CLIENTS:
+        with kind.server() as server:
+            return [of_clients(name, server.predict, Workload.drawn())]
+    outcome = OF_PARTS[name](kind.start)
     return [outcome] if isinstance(outcome, Outcome) else [*outcome]
 
 
-def rows(names: list[str]) -> Iterator[dict[str, str]]:
-    """A row for each outcome, ours beside the published server's."""
+def rows(names: list[str], kinds: list[str]) -> Iterator[dict[str, str]]:
+    """A row for each outcome: of the first kind in full, and beside it what the others found."""
+    first, *others = (KINDS[kind] for kind in kinds)
     for name in names:
-        outcomes = found(name, published=False)
-        try:
-            others = found(name, published=True)
-        except RuntimeError as error:  # it did not come back from a fault, say
-            others = []
-            there = {"RayModel as published": str(error).splitlines()[0], "kept there": "**no**"}
+        outcomes = found(name, first)
+        beside = {kind.title: _cells(name, kind, len(outcomes)) for kind in others}
         for i, outcome in enumerate(outcomes):
-            if i < len(others):
-                kept = "yes" if others[i].kept else "**no**"
-                there = {"RayModel as published": others[i].found, "kept there": kept}
-            elif name in ONLY_OURS:
-                there = {"RayModel as published": "", "kept there": ""}
-            yield outcome.row() | there
+            yield outcome.row() | {title: cells[i] for title, cells in beside.items()}
+
+
+def _cells(name: str, kind: Kind, count: int) -> list[str]:
+    try:
+        outcomes = found(name, kind)
+    except RuntimeError as error:  # it did not come back from a fault, say
+        return [f"**no**: {str(error).splitlines()[0]}"] * count
+    said = [f"{'yes' if o.kept else '**no**'}: {o.found}" for o in outcomes]
+    return said + [""] * (count - len(said))
 
 
 def main() -> None:
@@ -83,6 +109,9 @@ def main() -> None:
     )
     listed = f"of {', '.join(NAMES)} (default: all)"
     parser.add_argument("names", nargs="*", metavar="PROMISE", help=listed)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of servers, in columns"
+    )
     parser.add_argument("--url", help="http://HOST:PORT of a server that runs: only its clients")
     parser.add_argument("--model_name", default="custom-model", help="of that server")
     parser.add_argument("--body", type=Path, help="a V1 request for it, in JSON (default: images)")
@@ -96,7 +125,7 @@ def main() -> None:
         work = AnyResponse(args.body.read_text()) if args.body else Workload.drawn()
         found_rows = (of_clients(name, url, work).row() for name in names)
     else:
-        found_rows = rows(names)
+        found_rows = rows(names, args.kinds)
     for i, row in enumerate(found_rows):
         print_row(row, header=i == 0)
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import psutil
@@ -21,7 +22,6 @@ from model.faults.grpc_clients import AGAIN, ANSWERED
 from model.faults.nodes import fresh_token
 from model.faults.observe import ray_address, replicas, snapshots, wait_for_replicas
 from model.faults.outcome import Outcome, by_outcome, nothing_lost
-from model.faults.servers import ours
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import JsonWorkload
 
@@ -48,11 +48,21 @@ def stock_fragile(count: int, *_: str, **env: str) -> ServerProcess:
 Start = Callable[..., ServerProcess]  # a number of replicas, options of ours, environment
 
 
-def fragile(count: int, *options: str, **env: str) -> ServerProcess:
-    """FragileModel in so many replicas."""
-    return ServerProcess(
-        "model.serving", FRAGILE, "--num_replicas", str(count), *LEAN, *options, **env
-    )
+@dataclass(frozen=True)
+class Fragile:
+    """Starts servers of ours with FragileModel."""
+
+    topology: str = "front"
+
+    def options(self, count: int) -> list[str]:
+        """Of the command line, for so many replicas."""
+        return [FRAGILE, "--num_replicas", str(count), *LEAN, "--topology", self.topology]
+
+    def __call__(self, count: int, *options: str, **env: str) -> ServerProcess:
+        return ServerProcess("model.serving", *self.options(count), *options, **env)
+
+
+fragile = Fragile()
 
 
 def killed(start: Start, seconds: float = 20, every_s: float = 6) -> Outcome:
@@ -142,14 +152,14 @@ def stopped(start: Start, times: int = 5, seconds: float = 12) -> Iterator[Outco
         yield nothing_lost("a server that is told to end loses nothing", found, rejected=True)
 
 
-def stopped_over_grpc(times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
+def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
     """The same over gRPC, where a connection stays until the server ends.
 
     UNAVAILABLE is not counted: gRPC's clients send such a request again, to another server if there
     is one. After any other status they do not.
     """
     for _ in range(times):
-        with fragile(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
+        with start(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
             calls = thread.submit(grpc_clients.call, server, MS, CLIENTS, seconds)
             time.sleep(seconds / 2)
             evidence = inject.terminate(server)
@@ -166,10 +176,10 @@ def stopped_over_grpc(times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
         )
 
 
-def failing_update(seconds: float = 25) -> Iterator[Outcome]:
+def failing_update(start: Fragile, seconds: float = 25) -> Iterator[Outcome]:
     """A new version that cannot be loaded, and one whose check of itself fails."""
-    options = [FRAGILE, "--num_replicas", "2", *LEAN]
-    with ours(*options) as server:
+    options = start.options(2)
+    with start(2, **fresh_token()) as server:
         for what in ("broken", "wrong"):
             fault = Fault(1, what, partial(_refused, server, *options, "--set", f"{what}=true"))
             name = f"an update to a version that is {what}"
@@ -187,9 +197,9 @@ def _refused(server: ServerProcess, *options: str) -> str:
     raise RuntimeError("redeploy succeeded")
 
 
-def two_frontends(seconds: float = 6) -> Outcome:
+def two_frontends(start: Fragile, seconds: float = 6) -> Outcome:
     """Two frontends, four replicas, one client at each: none of them waits for the other."""
-    with ours(FRAGILE, "--num_replicas", "4", *LEAN) as first:
+    with start(4, **fresh_token()) as first:
         token = {key: first.process.environ()[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
         join = ("--address", ray_address(first), "--num_replicas", "4")
         with ServerProcess("model.serving.frontend", *join, **token) as second:
@@ -229,11 +239,11 @@ def _together(one: dict, others: list[dict]) -> bool:
     )
 
 
-def large_bodies(clients: int = 288, mb: int = 60) -> Outcome:
+def large_bodies(start: Start, clients: int = 288, mb: int = 60) -> Outcome:
     """So many clients send a request of so many MB at the same time, each once."""
     instance = {"ms": MS, "padding": "x" * (mb * 2**20)}
     body = json.dumps({"instances": [instance]}).encode()
-    with fragile(2) as server:
+    with start(2) as server:
         before = server.memory()
         with (
             snapshots(server, lambda server: {"bytes": server.memory()}, every_s=0.2) as taken,

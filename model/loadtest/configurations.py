@@ -42,6 +42,7 @@ class Configuration(NamedTuple):
 
 AS_STOCK = "--set memory_format=contiguous --access_log on"  # AlexNet's and KServe's own defaults
 DEFAULT = "no access log: the default"
+IN_EACH = "KServe in each replica"
 CONFIGURATIONS = {
     "plain": Configuration(PLAIN),
     "plain, one thread": Configuration(PLAIN, env=ONE_THREAD),
@@ -57,6 +58,8 @@ CONFIGURATIONS = {
     "channels last": Configuration(OURS, "--access_log on"),
     DEFAULT: Configuration(OURS),
     "bfloat16": Configuration(OURS, "--set precision=bfloat16"),
+    IN_EACH: Configuration(OURS, "--topology ingress"),
+    f"{IN_EACH}, bfloat16": Configuration(OURS, "--topology ingress --set precision=bfloat16"),
     "in process with the batcher": Configuration(OURS, "--in_process"),
     f"in process, {N} workers": Configuration(OURS, f"--in_process --workers {N}"),
 }

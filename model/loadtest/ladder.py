@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from model.loadtest import plots, records
 from model.loadtest.client import with_reference
-from model.loadtest.configurations import CONFIGURATIONS, DEFAULT, PEERS
+from model.loadtest.configurations import CONFIGURATIONS, DEFAULT, IN_EACH, PEERS
 from model.loadtest.limit import limit, one_alone
 from model.loadtest.summary import interleaved, medians, summary
 from model.loadtest.workload import Workload
@@ -112,7 +112,8 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.names) - set(names):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {listed}")
-    usual = [DEFAULT, "bfloat16", *PEERS] if args.peers else list(CONFIGURATIONS)
+    best = [DEFAULT, "bfloat16", IN_EACH, f"{IN_EACH}, bfloat16"]
+    usual = [*best, *PEERS] if args.peers else list(CONFIGURATIONS)
     file = args.file or IMGS / ("peers.jsonl" if args.peers else "ladder.jsonl")
     measured = run_all(args.names or [*LIMITS, *usual], args.rounds, args.seconds, file)
     print(table(measured))

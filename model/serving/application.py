@@ -52,6 +52,10 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
         endpoint.http_port,
         access_log_format=endpoint.access_log_format,
     ).create_application()  # adds its endpoints to `app`
+    if not endpoint.access_log:  # KServe's middleware that writes to it
+        app.user_middleware[:] = [
+            m for m in app.user_middleware if m.cls.__name__ != "TimingMiddleware"
+        ]
     add_handlers(app)
     receiving = Receiving(int(config.limits.max_body_memory_mb * 2**20))
     request_ids = config.topology == "front"

@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,6 +45,12 @@ class WorkerThread:
         self._step_began: float | None = None
         self._id = secrets.token_hex(4)
         self._model, self.description = model, self._describe(model)
+        handlers = [model.preprocess, model.predict, model.postprocess]
+        handlers.append(getattr(model, "predict_batch", None))
+        self._plain = not any(
+            inspect.iscoroutinefunction(handler) and not _is_default(handler)
+            for handler in handlers
+        )
 
     def _describe(self, model: Model) -> Description:
         inputs, outputs = (
@@ -103,16 +109,40 @@ class WorkerThread:
             self._model.stop()
 
     async def _run(self, requests: Sequence[Request], step: Callable) -> list[Response | Exception]:
-        """preprocess each, `step` all, postprocess each; a request that fails takes no next one."""
-        model, items = self._model, [_Item(request) for request in requests]
-        began = time.time()
-        await self._each(model.preprocess, items, lambda i: (i.request.body, i.request.headers))
+        """preprocess each, `step` all, postprocess each; a request that fails takes no next one.
+
+        All in one visit to the thread where no handler is a coroutine: each way there and back
+        waits until the other side lets go of Python's lock.
+        """
+        items = [_Item(request) for request in requests]
+        if step == self._predict and self._plain:
+            return await self._until_done(lambda stop: self._at_once(items, step, stop))
+        return await self._steps(items, step, self._call)
+
+    def _at_once(
+        self, items: list["_Item"], step: Callable, stop: threading.Event
+    ) -> list[Response | Exception]:
+        """The steps one after the other; to be called in the thread."""
+
+        async def call(handler: Callable, arguments: list[tuple]) -> list:
+            if _is_default(handler):
+                return [first for first, *_ in arguments]
+            return self._in_thread(handler, arguments, stop)
+
+        return _result_of(self._steps(items, step, call))
+
+    async def _steps(
+        self, items: list["_Item"], step: Callable, call: "_Call"
+    ) -> list[Response | Exception]:
+        model, began = self._model, time.time()
+        of_request = [(item.request.body, item.request.headers) for item in items]
+        await _each(model.preprocess, items, of_request, call)
         for item in _good(items):
             item.value = _attempt(model.validate, item.value)
         preprocessed = time.time()
-        await step(items)
+        await step(items, call)
         finished = time.time()
-        await self._each(model.postprocess, items, self._with_response_headers)
+        await self._each_value(model.postprocess, items, call)
         marks = {"x-worker": self._id, "x-started": f"{began:.6f}"}
         marks |= {"x-preprocessed": f"{preprocessed:.6f}", "x-finished": f"{finished:.6f}"}
         return [
@@ -122,24 +152,24 @@ class WorkerThread:
             for item in items
         ]
 
-    async def _predict(self, items: list["_Item"]) -> None:
+    async def _predict(self, items: list["_Item"], call: "_Call") -> None:
         """By predict_batch, or by predict for each where the model has no other."""
         if not self.description.has_predict_batch:
-            await self._each(self._model.predict, items, self._with_response_headers)
+            await self._each_value(self._model.predict, items, call)
         elif good := _good(items):
-            results = await self._as_batch([item.value for item in good])
+            results = await self._as_batch([item.value for item in good], call)
             if isinstance(results, Exception) and len(good) > 1 and self.description.idempotent:
                 # The input of one may have failed the others too: each by itself, then.
-                results = [(await self._as_batch([item.value])) for item in good]
+                results = [(await self._as_batch([item.value], call)) for item in good]
                 results = [r if isinstance(r, Exception) else r[0] for r in results]
             elif isinstance(results, Exception):
                 results = [results] * len(good)
             for item, result in zip(good, results, strict=True):
                 item.value = result
 
-    async def _as_batch(self, inputs: list) -> list | Exception:
+    async def _as_batch(self, inputs: list, call: "_Call") -> list | Exception:
         """What predict_batch returns, or the exception that it raised."""
-        [results] = await self._call(self._model.predict_batch, [(inputs,)])
+        [results] = await call(self._model.predict_batch, [(inputs,)])
         if isinstance(results, Exception):
             return results
         if not isinstance(results, list) or len(results) != len(inputs):
@@ -148,23 +178,21 @@ class WorkerThread:
             return RuntimeError(wrong)
         return results
 
-    async def _explain(self, items: list["_Item"]) -> None:
-        await self._each(self._model.explain, items, lambda i: (i.value, i.request.headers))
-
-    def _with_response_headers(self, item: "_Item") -> tuple:
-        """The arguments of predict and postprocess, which KServe gives headers of the response to
-        if the model asked for them."""
-        more = (item.response_headers,) if self._model.required_response_headers else ()
-        return item.value, item.request.headers, *more
-
-    async def _each(
-        self, handler: Callable, items: list["_Item"], arguments: Callable[["_Item"], tuple]
-    ) -> None:
-        """Replace the value of each item that has not failed by what the handler makes of it."""
+    async def _explain(self, items: list["_Item"], call: "_Call") -> None:
         good = _good(items)
-        results = await self._call(handler, [arguments(item) for item in good])
-        for item, result in zip(good, results, strict=True):
-            item.value = result
+        arguments = [(item.value, item.request.headers) for item in good]
+        await _each(self._model.explain, good, arguments, call)
+
+    async def _each_value(self, handler: Callable, items: list["_Item"], call: "_Call") -> None:
+        """Of predict and postprocess, which KServe gives headers of the response to if the model
+        asked for them."""
+        good = _good(items)
+        with_headers = self._model.required_response_headers
+        arguments = [
+            (i.value, i.request.headers, *([i.response_headers] if with_headers else []))
+            for i in good
+        ]
+        await _each(handler, good, arguments, call)
 
     async def _call(self, handler: Callable, arguments: list[tuple]) -> list:
         """What the handler gives for each tuple of arguments; or the exception that it raised."""
@@ -172,37 +200,66 @@ class WorkerThread:
             return [first for first, *_ in arguments]  # KServe's own, which change nothing
         if inspect.iscoroutinefunction(handler):
             waiting = (handler(*args) for args in arguments)
-            results = await asyncio.gather(*waiting, return_exceptions=True)
-        else:
-            results = await self._until_done(handler, arguments)
-        for i, result in enumerate(results):
-            if isinstance(result, AsyncIterator):
-                results[i] = NotImplementedError("streamed responses are not supported here")
-        return [logged(result) if isinstance(result, Exception) else result for result in results]
+            return _checked(await asyncio.gather(*waiting, return_exceptions=True))
+        return await self._until_done(lambda stop: self._in_thread(handler, arguments, stop))
 
-    async def _until_done(self, handler: Callable, arguments: list[tuple]) -> list:
-        """In the thread. Where this is cancelled the thread stops before the next call of the
-        handler, and the cancellation waits for that: before, the thread is not free."""
-        loop, stop = asyncio.get_running_loop(), threading.Event()
-        work = loop.run_in_executor(self._thread, self._in_thread, handler, arguments, stop)
+    async def _until_done(self, work: Callable[[threading.Event], list]) -> list:
+        """Call `work` in the thread. Where this is cancelled the thread stops before the next call
+        of a handler, and the cancellation waits for that: before, the thread is not free."""
+        stop = threading.Event()
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work, stop)
         try:
-            return await asyncio.shield(work)
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
             stop.set()
-            await asyncio.wait([work])
+            await asyncio.gather(done, return_exceptions=True)
             raise
 
     def _in_thread(self, handler: Callable, arguments: list[tuple], stop: threading.Event) -> list:
+        """As _call; raises _Stopped once `stop` is set."""
         results = []
         try:
             for args in arguments:
                 if stop.is_set():
-                    break
+                    raise _Stopped
                 self._step_began = time.monotonic()
                 results.append(_attempt(handler, *args))
         finally:
             self._step_began = None
-        return results
+        return _checked(results)
+
+
+_Call = Callable[[Callable, list[tuple]], Awaitable[list]]
+
+
+class _Stopped(Exception):
+    """Nobody waits any more for what the thread works on."""
+
+
+async def _each(
+    handler: Callable, items: list["_Item"], arguments: list[tuple], call: _Call
+) -> None:
+    """Replace the value of each item by what the handler makes of its arguments."""
+    for item, result in zip(items, await call(handler, arguments), strict=True):
+        item.value = result
+
+
+def _checked(results: list) -> list:
+    """The results of a handler, with its errors logged and what cannot be served as errors."""
+    for i, result in enumerate(results):
+        if isinstance(result, AsyncIterator):
+            result = NotImplementedError("streamed responses are not supported here")
+        results[i] = logged(result) if isinstance(result, Exception) else result
+    return results
+
+
+def _result_of(coroutine: Coroutine) -> Any:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as returned:
+        return returned.value
+    raise RuntimeError(f"{coroutine} waits for something")
 
 
 def _attempt(function: Callable, *args: Any) -> Any:

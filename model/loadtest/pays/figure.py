@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from model.loadtest.pays.advice import advice
 from model.loadtest.plots import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, STYLE
 
-COLOURS = (GREY, GREEN, PURPLE, ORANGE, BLUE)
+COLOURS = (GREY, GREEN, PURPLE, ORANGE, BLUE, "black")
 
 
 def figure(measured: Iterable[dict], title: str) -> Figure:
@@ -28,7 +28,7 @@ def figure(measured: Iterable[dict], title: str) -> Figure:
                 x = [case["clients"] for case in mine]
                 for i, name in enumerate(names):
                     y = [case["ratios"][name] for case in mine]
-                    marker = (*MARKERS, "v")[i]
+                    marker = (*MARKERS, "v", "P")[i]
                     axes.plot(x, y, color=COLOURS[i], marker=marker, ms=5, label=name)
                 axes.set_xscale("log", base=2)
                 axes.set_yscale("log", base=2)

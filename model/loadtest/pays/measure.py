@@ -10,6 +10,7 @@ from model.loadtest.workload import JsonWorkload
 RECORDS = Path(__file__).parents[3] / "imgs" / "pays.jsonl"  # what `make pays` measured last
 HERE = "model.loadtest.pays"
 MODEL = f"{HERE}.timed_model:TimedModel"
+IN_EACH = "model.serving, KServe in each of two replicas"
 # From the simplest to the one with most parts.
 SERVERS = {
     "plain KServe": Configuration(f"{HERE}.plain_server"),
@@ -17,6 +18,9 @@ SERVERS = {
     "two KServe workers": Configuration(f"{HERE}.plain_server", "--workers 2"),
     "stock RayModel, two replicas": Configuration(f"{HERE}.ray_server"),
     "model.serving, two replicas": Configuration("model.serving", f"{MODEL} --num_replicas 2"),
+    IN_EACH: Configuration(
+        "model.serving", f"{MODEL} --num_replicas 2 --topology ingress"
+    ),
 }
 MODELS = [(ms, shared) for shared in (0.0, 0.8) for ms in (0.3, 3, 30, 200)]
 CLIENTS = (1, 8, 32)

@@ -1,0 +1,114 @@
+"""--topology ingress: KServe in every replica, behind Ray Serve's HAProxy.
+
+What every server does, test_foreign_model.py asks of this one too; what it does under faults,
+`python -m model.faults --kinds ingress`.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import requests
+
+from model.faults import inject
+from model.faults.experiment import Fault, run_experiment
+from model.faults.nodes import fresh_token
+from model.faults.observe import metrics, replicas
+from model.faults.promises import MS, Fragile, work
+from model.loadtest.server_process import ServerProcess
+from tests.conftest import Traces, run, until
+from tests.test_lifecycle import assert_ends, listening
+
+TWO = ["--topology", "ingress", "--num_replicas", "2", "--cpus_per_replica", "0.1"]
+BODY = {"instances": [{"ms": 1}]}
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[ServerProcess]:
+    """Two replicas of FragileModel."""
+    with Fragile("ingress")(2, **fresh_token()) as server:
+        yield server
+
+
+def test_metrics_are_those_of_all_replicas(served):
+    """At one address, whichever replica is asked."""
+    before = metrics(served)
+    with ThreadPoolExecutor(16) as clients:
+        sent = [clients.submit(requests.post, served.predict, json=BODY) for _ in range(60)]
+        by = {each.result().headers["x-worker"] for each in sent}
+    assert len(by) == 2
+    for _ in range(4):  # each time another replica may be asked
+        after = metrics(served)
+        answered = f"inference_requests_total {served.name} answered"
+        assert after[answered] - before.get(answered, 0) == 60
+        assert after[f"inference_replicas {served.name}"] == 2
+    assert after[f"inference_admission_limit {served.name}"] == 2 * (256 + 16)
+
+
+def test_a_full_replica_rejects(tmp_path):
+    """By its own limit, and says when to try again; the other answers for it no more than once."""
+    with Fragile("ingress")(1, "--max_queued_requests", "2", "--max_batch_size", "1") as server:
+        slow = {"instances": [{"ms": 1500}]}
+        with ThreadPoolExecutor(8) as clients:
+            sent = [clients.submit(requests.post, server.predict, json=slow) for _ in range(8)]
+            found = sorted(each.result().status_code for each in sent)
+        assert found == [200] * 3 + [503] * 5
+        rejected = [e.result() for e in sent if e.result().status_code == 503]
+        assert all(int(response.headers["Retry-After"]) >= 1 for response in rejected)
+
+
+def test_a_killed_replica_costs_nobody_a_request(served):
+    """HAProxy sends what it held to the other one; its counters stay in the sum."""
+    faults = [Fault(2, "a replica killed", lambda: inject.kill_one(served))]
+    found = run_experiment(served, "", work(), 8, faults, clients=16)
+    assert (found.failed, found.rejected, found.run.wrong) == (0, 0, 0), found.run.errors
+    assert until(lambda: metrics(served)[f"inference_replicas {served.name}"] == 2, 60)
+
+
+def test_an_update_changes_the_number_of_replicas(served):
+    """While requests go on; and one that fails changes nothing."""
+    faults = [
+        Fault(1, "a third", lambda: inject.change(served, *Fragile("ingress").options(3))),
+        Fault(2, "two again", lambda: inject.change(served, *Fragile("ingress").options(2))),
+    ]
+    found = run_experiment(served, "", work(), 12, faults, clients=8)
+    assert (found.failed, found.rejected) == (0, 0), found.run.errors
+    with pytest.raises(RuntimeError, match="weights are broken"):
+        inject.redeploy(served, *Fragile("ingress").options(2), "--set", "broken=true")
+    assert requests.post(served.predict, json=BODY, timeout=30).json() == {"predictions": [1]}
+
+
+def test_it_ends_as_it_should(traces: Traces):
+    """On loopback while it runs; then what is in flight is answered, and nothing stays."""
+    env = traces.env | fresh_token()
+    server = Fragile("ingress")(2, "--enable_grpc", "false", **env)
+    at = {psutil.Process(p.pid): listening(p) for p in server.processes()}
+    assert {ip for found in at.values() for ip in found.values()} == {"127.0.0.1"}, at
+    assert len(replicas(server)) == 2
+    with ThreadPoolExecutor(1) as thread:
+        body = {"instances": [{"ms": 20 * MS}]}
+        answer = thread.submit(requests.post, server.predict, json=body, timeout=60)
+        in_flight = f"inference_requests_in_flight {server.name}"
+        assert until(lambda: metrics(server)[in_flight] == 1)
+        server.process.terminate()
+        assert answer.result().status_code == 200
+    said = server.log.read_text()
+    assert_ends(server, traces)
+    assert server.process.returncode == 0 and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--ssl_certfile", "README.md", "--ssl_keyfile", "README.md"], "HAProxy does not speak"),
+        (["--address", "127.0.0.1:6379"], "starts a cluster"),
+        (["--in_process"], "--topology is for replicas"),
+    ],
+)
+def test_what_can_only_be_done_in_front(options, sentence):
+    """One sentence that says so."""
+    ended = run("model.serving", *TWO[:2], *options)
+    assert ended.returncode == 1 and sentence in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
