@@ -48,9 +48,9 @@ def measure(
     """Start a server of WAYS, load it, stop it.
 
     loads: (ms of the model, bytes of a body, clients). seconds: of each load, after half as many
-    for warming up; more where one process takes longer for a request of each client. progress: is called after each. Returns records of records.measure, with ms,
-    bytes, and the CPU time of a request in milliseconds: of the server in front, of Ray beside the
-    replicas, of the replicas.
+    for warming up; more where one process takes longer for a request of each client. progress: is
+    called after each. Returns records of records.measure, with ms, bytes, and the CPU time of a
+    request in milliseconds: of the server in front, of Ray beside the replicas, of the replicas.
     """
     found = []
     with WAYS[name].start() as server:
