@@ -18,9 +18,7 @@ SERVERS = {
     "two KServe workers": Configuration(f"{HERE}.plain_server", "--workers 2"),
     "stock RayModel, two replicas": Configuration(f"{HERE}.ray_server"),
     "model.serving, two replicas": Configuration("model.serving", f"{MODEL} --num_replicas 2"),
-    IN_EACH: Configuration(
-        "model.serving", f"{MODEL} --num_replicas 2 --topology ingress"
-    ),
+    IN_EACH: Configuration("model.serving", f"{MODEL} --num_replicas 2 --topology ingress"),
 }
 MODELS = [(ms, shared) for shared in (0.0, 0.8) for ms in (0.3, 3, 30, 200)]
 CLIENTS = (1, 8, 32)
