@@ -70,7 +70,7 @@ bench: .venv/.ready
 	@$(PYTHON_BIN) -m model.loadtest.ladder $(ARGS)
 
 pays: .venv/.ready
-	@echo "pays: measuring; leave the machine to it, for about 13 minutes"
+	@echo "pays: measuring; leave the machine to it, for about 14 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.pays $(ARGS)
 
 .venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh model/loadtest/peers/requirements.txt
@@ -85,7 +85,7 @@ peers: .venv-peers/.ready
 	@$(PYTHON_BIN) -m model.loadtest.ladder --peers $(ARGS)
 
 overhead: .venv-peers/.ready
-	@echo "overhead: measuring; leave the machine to it, for about 16 minutes"
+	@echo "overhead: measuring; leave the machine to it, for about 18 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.overhead $(ARGS)
 
 reliability: .venv/.ready

@@ -12,7 +12,7 @@ from model.loadtest.pays.measure import SERVERS
 from model.loadtest.pays.timed_model import TimedModel
 from model.loadtest.workload import JsonWorkload
 
-PLAIN, THREAD, WORKERS, STOCK, OURS = SERVERS
+PLAIN, THREAD, WORKERS, STOCK, OURS, IN_EACH = SERVERS
 
 
 def records(rates: dict[str, float], ms: float = 3, shared: float = 0.0, clients: int = 8):
@@ -29,6 +29,7 @@ def records(rates: dict[str, float], ms: float = 3, shared: float = 0.0, clients
         ({PLAIN: 100, THREAD: 300, WORKERS: 200, STOCK: 150, OURS: 310}, THREAD),
         ({PLAIN: 100, THREAD: 110, WORKERS: 200, STOCK: 150, OURS: 195}, WORKERS),
         ({PLAIN: 100, THREAD: 110, WORKERS: 120, STOCK: 130, OURS: 400}, OURS),
+        ({PLAIN: 100, OURS: 200, IN_EACH: 400}, IN_EACH),
         ({OURS: 400, PLAIN: 399}, PLAIN),
     ],
 )
