@@ -70,7 +70,7 @@ bench: .venv/.ready
 	@$(PYTHON_BIN) -m model.loadtest.ladder $(ARGS)
 
 pays: .venv/.ready
-	@echo "pays: measuring; leave the machine to it, for about 14 minutes"
+	@echo "pays: measuring; leave the machine to it, for about 16 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.pays $(ARGS)
 
 .venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh model/loadtest/peers/requirements.txt
