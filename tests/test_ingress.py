@@ -84,6 +84,7 @@ def test_it_ends_as_it_should(traces: Traces):
     """On loopback while it runs; then what is in flight is answered, and nothing stays."""
     env = traces.env | fresh_token()
     server = Fragile("ingress")(2, "--enable_grpc", "false", **env)
+    assert until(lambda: "ready after" in server.log.read_text())
     at = {psutil.Process(p.pid): listening(p) for p in server.processes()}
     assert {ip for found in at.values() for ip in found.values()} == {"127.0.0.1"}, at
     assert len(replicas(server)) == 2

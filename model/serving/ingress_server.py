@@ -21,17 +21,22 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\
 def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
     """Run KServe in the replicas, behind HAProxy, until SIGTERM or Ctrl-C.
 
-    folder: of HAProxy's files. Raises CannotStart when no model can be loaded.
+    folder: of HAProxy's files. Raises CannotStart when no model can be loaded. However it ends,
+    what is in flight is answered first: HAProxy serves before this process knows that it does.
     """
-    deployed = deploy_ingress(config)
-    if isinstance(deployed, CannotStart):
-        raise deployed
-    for failure in deployed.failures.remote().result(timeout_s=60):
-        print(f"not served: {failure}", flush=True)
-    asyncio.run(_until_told(config, folder))
+    try:
+        deployed = deploy_ingress(config)
+        if isinstance(deployed, CannotStart):
+            raise deployed
+        for failure in deployed.failures.remote().result(timeout_s=60):
+            print(f"not served: {failure}", flush=True)
+        asyncio.run(_until_told(config))
+    finally:
+        logger.info("Stopping the model server")
+        stop_listening(folder, GRACE_S)
 
 
-async def _until_told(config: ServerConfig, folder: Path) -> None:
+async def _until_told(config: ServerConfig) -> None:
     ending = Ending()
     with signals(ending.obey):
         announcement = asyncio.create_task(_announce(config))
@@ -40,8 +45,6 @@ async def _until_told(config: ServerConfig, folder: Path) -> None:
         if config.endpoint.drain_s:
             await asyncio.to_thread(deploy_ingress, config, draining=True)
             await ending.drain(config.endpoint.drain_s)
-        logger.info("Stopping the model server")
-        await asyncio.to_thread(stop_listening, folder, GRACE_S)
 
 
 async def _announce(config: ServerConfig) -> None:
