@@ -16,6 +16,17 @@ AGAIN = "UNAVAILABLE"  # the one status after which a client may send any reques
 ANSWERED = "answered"
 
 
+def wait(server: ServerProcess, ms: float) -> None:
+    """Until a request is answered: HAProxy may know the replicas for HTTP a moment earlier.
+
+    Raises RuntimeError when none is within half a minute.
+    """
+    for _ in range(30):
+        if set(call(server, ms, clients=1, seconds=0.1)) == {ANSWERED}:
+            return
+    raise RuntimeError("no request over gRPC is answered")
+
+
 def call(server: ServerProcess, ms: float, clients: int, seconds: float) -> Counter[str]:
     """Outcomes of requests to FragileModel, each of which takes `ms` there: ANSWERED, or a status.
 

@@ -160,6 +160,7 @@ def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Itera
     """
     for _ in range(times):
         with start(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
+            grpc_clients.wait(server, MS)
             calls = thread.submit(grpc_clients.call, server, MS, CLIENTS, seconds)
             time.sleep(seconds / 2)
             evidence = inject.terminate(server)
