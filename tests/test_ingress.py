@@ -7,7 +7,6 @@ What every server does, test_foreign_model.py asks of this one too; what it does
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 import requests
 
@@ -20,7 +19,6 @@ from model.loadtest.server_process import ServerProcess
 from tests.conftest import Traces, run, until
 from tests.test_lifecycle import assert_ends, listening
 
-TWO = ["--topology", "ingress", "--num_replicas", "2", "--cpus_per_replica", "0.1"]
 BODY = {"instances": [{"ms": 1}]}
 pytestmark = pytest.mark.long
 
@@ -47,8 +45,8 @@ def test_metrics_are_those_of_all_replicas(served):
     assert after[f"inference_admission_limit {served.name}"] == 2 * (256 + 16)
 
 
-def test_a_full_replica_rejects(tmp_path):
-    """By its own limit, and says when to try again; the other answers for it no more than once."""
+def test_a_full_replica_rejects():
+    """By its own limit, and says when to try again."""
     with Fragile("ingress")(1, "--max_queued_requests", "2", "--max_batch_size", "1") as server:
         slow = {"instances": [{"ms": 1500}]}
         with ThreadPoolExecutor(8) as clients:
@@ -85,7 +83,7 @@ def test_it_ends_as_it_should(traces: Traces):
     env = traces.env | fresh_token()
     server = Fragile("ingress")(2, "--enable_grpc", "false", **env)
     assert until(lambda: "ready after" in server.log.read_text())
-    at = {psutil.Process(p.pid): listening(p) for p in server.processes()}
+    at = {process: listening(process) for process in server.processes()}
     assert {ip for found in at.values() for ip in found.values()} == {"127.0.0.1"}, at
     assert len(replicas(server)) == 2
     with ThreadPoolExecutor(1) as thread:
@@ -110,6 +108,6 @@ def test_it_ends_as_it_should(traces: Traces):
 )
 def test_what_can_only_be_done_in_front(options, sentence):
     """One sentence that says so."""
-    ended = run("model.serving", *TWO[:2], *options)
+    ended = run("model.serving", "--topology", "ingress", *options)
     assert ended.returncode == 1 and sentence in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

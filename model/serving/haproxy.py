@@ -97,12 +97,11 @@ def _on_loopback(folder: Path) -> Path:
 
 def stop_listening(folder: Path, within_s: float) -> None:
     """Have HAProxy close its port, answer what is in flight, and end; the signal is its own."""
-    config = str(folder / "haproxy.cfg").rpartition("/")[0]
     processes = [
         process
         for process in psutil.process_iter(["name", "cmdline"])
         if process.info["name"] == "haproxy"
-        and any(part.startswith(config) for part in process.info["cmdline"] or ())
+        and any(part.startswith(f"{folder}/") for part in process.info["cmdline"] or ())
     ]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

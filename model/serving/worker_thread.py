@@ -125,8 +125,6 @@ class WorkerThread:
         """The steps one after the other; to be called in the thread."""
 
         async def call(handler: Callable, arguments: list[tuple]) -> list:
-            if _is_default(handler):
-                return [first for first, *_ in arguments]
             return self._in_thread(handler, arguments, stop)
 
         return _result_of(self._steps(items, step, call))
@@ -196,8 +194,6 @@ class WorkerThread:
 
     async def _call(self, handler: Callable, arguments: list[tuple]) -> list:
         """What the handler gives for each tuple of arguments; or the exception that it raised."""
-        if _is_default(handler):
-            return [first for first, *_ in arguments]  # KServe's own, which change nothing
         if inspect.iscoroutinefunction(handler):
             waiting = (handler(*args) for args in arguments)
             return _checked(await asyncio.gather(*waiting, return_exceptions=True))
@@ -240,7 +236,11 @@ async def _each(
     handler: Callable, items: list["_Item"], arguments: list[tuple], call: _Call
 ) -> None:
     """Replace the value of each item by what the handler makes of its arguments."""
-    for item, result in zip(items, await call(handler, arguments), strict=True):
+    if _is_default(handler):  # KServe's own, which return what they get
+        results = [first for first, *_ in arguments]
+    else:
+        results = await call(handler, arguments)
+    for item, result in zip(items, results, strict=True):
         item.value = result
 
 

@@ -1,16 +1,12 @@
 """What serving costs when the model costs nothing: `make overhead` prints it and draws it."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
-from model.loadtest import records
 from model.loadtest.configurations import PEERS_PYTHON
+from model.loadtest.in_turn import measure_in_turn
 from model.loadtest.overhead.figure import figure, rows
-from model.loadtest.overhead.measure import LOADS, RECORDS, WAYS, measure
-from model.loadtest.summary import interleaved
+from model.loadtest.overhead.measure import LOADS, RECORDS, SMALL, WAYS, measure
 from model.loadtest.tables import print_row
 
 
@@ -31,14 +27,14 @@ def main() -> None:
         parser.error(f"there is no {', '.join(unknown)} here; there are {listed}")
     installed = [n for n, way in WAYS.items() if way.python != PEERS_PYTHON or way.python.exists()]
     ways = args.ways or installed
-    loads = [load for load in LOADS if load[:2] == (0, 100)] if args.nothing else LOADS
-    args.file.unlink(missing_ok=True)
-    with tqdm(total=args.rounds * len(ways) * len(loads), file=sys.stdout, unit="load") as bar:
-        for number, name in interleaved(ways, args.rounds):
-            bar.set_postfix_str(name)
-            found = measure(name, loads, args.seconds, bar.update)
-            records.append(args.file, ({"round": number} | record for record in found))
-    measured = records.read(args.file)
+    loads = [load for load in LOADS if load[:2] == (0, SMALL)] if args.nothing else LOADS
+    measured = measure_in_turn(
+        ways,
+        args.rounds,
+        len(loads),
+        lambda name, progress: measure(name, loads, args.seconds, progress),
+        args.file,
+    )
     for i, row in enumerate(rows(measured)):
         print_row(row, header=i == 0)
     machine = f"{measured[0]['cpu']}, {measured[0]['cores']} cores"
