@@ -43,11 +43,11 @@ def config(*argv: str, module: str = "model.serving") -> ServerConfig:
 def test_defaults(module):
     """The documented name and address; gRPC is on; no line a request; nobody unloads a model."""
     found = config(module=module)
-    [model], endpoint = found.models, found.endpoint
+    [model], endpoint, offers = found.models, found.endpoint, found.application
     assert model.name == "custom-model" and model.arguments == ()
     assert model.target == "model.alexnet.model:AlexNetModel"
     assert (endpoint.host, endpoint.workers) == ("127.0.0.1", 1) and endpoint.grpc_port
-    assert not (endpoint.access_log or endpoint.latency_log or endpoint.repository_api)
+    assert not (offers.access_log or offers.latency_log or offers.repository_api)
     assert (found.batching.where, found.batching.max_size) == ("frontend", 16)
     assert found.limits.max_queued_requests == 256
 
@@ -82,6 +82,8 @@ def test_several_models_share_the_cores(monkeypatch):
     found = config(f"a={TINY}", "b=model.alexnet.model:AlexNetModel")
     assert (found.replicas.num_replicas, found.replicas.cpus) == (4, 1)
     assert [model.name for model in found.models] == ["a", "b"]
+    found = config("--topology", "ingress", f"a={TINY}", "b=model.alexnet.model:AlexNetModel")
+    assert (found.replicas.num_replicas, found.replicas.cpus) == (8, 1)  # each has both models
 
 
 def test_more_replicas_than_cores_share_them():

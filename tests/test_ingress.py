@@ -14,7 +14,7 @@ from model.faults import inject
 from model.faults.experiment import Fault, run_experiment
 from model.faults.nodes import fresh_token
 from model.faults.observe import metrics, replicas
-from model.faults.promises import MS, Fragile, work
+from model.faults.promises import LEAN, MS, Fragile, work
 from model.loadtest.server_process import ServerProcess
 from tests.conftest import Traces, run, until
 from tests.test_lifecycle import assert_ends, listening
@@ -30,19 +30,57 @@ def served() -> Iterator[ServerProcess]:
         yield server
 
 
+def workers(served: ServerProcess) -> set[str]:
+    """The replicas that answer 64 requests, sent 16 at a time."""
+    with ThreadPoolExecutor(16) as clients:
+        sent = [clients.submit(requests.post, served.predict, json=BODY) for _ in range(64)]
+        return {each.result().headers["x-worker"] for each in sent}
+
+
 def test_metrics_are_those_of_all_replicas(served):
     """At one address, whichever replica is asked."""
     before = metrics(served)
     with ThreadPoolExecutor(16) as clients:
         sent = [clients.submit(requests.post, served.predict, json=BODY) for _ in range(60)]
-        by = {each.result().headers["x-worker"] for each in sent}
-    assert len(by) == 2
+        assert all(each.result().status_code == 200 for each in sent)
     for _ in range(4):  # each time another replica may be asked
         after = metrics(served)
         answered = f"inference_requests_total {served.name} answered"
         assert after[answered] - before.get(answered, 0) == 60
         assert after[f"inference_replicas {served.name}"] == 2
     assert after[f"inference_admission_limit {served.name}"] == 2 * (256 + 16)
+
+
+LATE = """
+import time
+from kserve import Model
+
+class Late(Model):
+    def __init__(self, name, seconds=0.0):
+        super().__init__(name)
+        self.seconds = seconds
+    def load(self):
+        try:
+            open("first", "x").close()
+        except FileExistsError:
+            time.sleep(self.seconds)
+        self.ready = True
+        return True
+    def predict(self, payload, headers=None):
+        return {"predictions": payload["instances"]}
+"""
+
+
+def test_it_is_ready_when_haproxy_knows_every_replica(tmp_path):
+    """Also one that is loaded long after the other, and of which HAProxy hears late: whoever waits
+    for the line gets both."""
+    slow = {"RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "2"} | fresh_token()
+    (tmp_path / "late.py").write_text(LATE)
+    options = ["late:Late", "--topology", "ingress", "--num_replicas", "2", *LEAN]
+    options += ["--set", "seconds=3"]
+    with ServerProcess("model.serving", *options, folder=tmp_path, **slow) as server:
+        assert until(lambda: "ready after" in server.log.read_text())
+        assert len(workers(server)) == 2
 
 
 def test_a_full_replica_rejects():
@@ -66,13 +104,15 @@ def test_a_killed_replica_costs_nobody_a_request(served):
 
 
 def test_an_update_changes_the_number_of_replicas(served):
-    """While requests go on; and one that fails changes nothing."""
+    """While requests go on, and replicas that need not go stay; one that fails changes nothing."""
+    before = workers(served)
     faults = [
         Fault(1, "a third", lambda: inject.change(served, *Fragile("ingress").options(3))),
-        Fault(2, "two again", lambda: inject.change(served, *Fragile("ingress").options(2))),
+        Fault(4, "two again", lambda: inject.change(served, *Fragile("ingress").options(2))),
     ]
     found = run_experiment(served, "", work(), 12, faults, clients=8)
     assert (found.failed, found.rejected) == (0, 0), found.run.errors
+    assert len(before) == 2 and len(workers(served) & before) > 0
     with pytest.raises(RuntimeError, match="weights are broken"):
         inject.redeploy(served, *Fragile("ingress").options(2), "--set", "broken=true")
     assert requests.post(served.predict, json=BODY, timeout=30).json() == {"predictions": [1]}

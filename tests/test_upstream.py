@@ -22,6 +22,7 @@ from ray import serve
 from ray._private import auto_init_hook, node, parameter, ray_constants, services, worker
 from ray.serve._private import constants as serve_constants
 from ray.serve._private import grpc_util, haproxy_templates, replica
+from ray.serve._private import haproxy as serve_haproxy
 from ray.serve._private.handle_options import DynamicHandleOptions
 from ray.serve.handle import DeploymentHandle
 
@@ -152,6 +153,13 @@ def test_an_ingress_listens_on_loopback():
     binds = re.findall(r"^ *bind (.*)", haproxy_templates.HAPROXY_CONFIG_TEMPLATE, re.M)
     everywhere = [bind for bind in binds if bind.startswith((":", "*:"))]
     assert len(everywhere) == 2, f"HAProxy listens otherwise: {binds}"
+
+
+def test_haproxy_names_applications():
+    """Ray Serve gives HAProxy's backends the names in which haproxy.servers looks for them."""
+    source = inspect.getsource(serve_haproxy.HAProxyManager._generate_backend_name)
+    name = "{target_group.protocol.value.lower()}-{target_group.app_name}"
+    assert name in source, "HAProxy's backends are called otherwise"
 
 
 def test_haproxy_has_the_variables():

@@ -12,7 +12,7 @@ from kserve.protocol.rest.server import RESTServer
 
 from model.serving.admission import Admission
 from model.serving.batched_model import BatchedModel
-from model.serving.config import ServerConfig
+from model.serving.config import ApplicationConfig, ServerConfig
 from model.serving.dataplane import ClosedRepository, StrictDataPlane
 from model.serving.errors import add_handlers
 from model.serving.http import HttpMiddleware
@@ -35,24 +35,24 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
     models: loaded, or with a `failure`; nothing is known here of what is behind them, nor of who
     calls this. To be called once in a process, as KServe has one FastAPI application in each.
     """
-    endpoint = config.endpoint
-    _set_up_logging(config)
+    offers = config.application
+    _set_up_logging(offers)
     registry = ModelRepository()
     for model in models:
-        model.enable_latency_logging = endpoint.latency_log
+        model.enable_latency_logging = offers.latency_log
         registry.update(model)
     admission = Admission([model.name for model in models], config.admission_limit)
     dataplane = StrictDataPlane(registry, admission)
-    kind = ModelRepositoryExtension if endpoint.repository_api else ClosedRepository
+    kind = ModelRepositoryExtension if offers.repository_api else ClosedRepository
     repository = kind(model_registry=registry)
     RESTServer(
         "kserve.model_server:app",
         dataplane,
         repository,
-        endpoint.http_port,
-        access_log_format=endpoint.access_log_format,
+        config.endpoint.http_port,
+        access_log_format=offers.access_log_format,
     ).create_application()  # adds its endpoints to `app`
-    if not endpoint.access_log:  # KServe's middleware that writes to it
+    if not offers.access_log:  # KServe's middleware that writes to it
         app.user_middleware[:] = [
             m for m in app.user_middleware if m.cls.__name__ != "TimingMiddleware"
         ]
@@ -63,11 +63,11 @@ def create_application(models: list[BatchedModel], config: ServerConfig) -> Appl
     return Application(asgi, dataplane, repository, admission, receiving)
 
 
-def _set_up_logging(config: ServerConfig) -> None:
+def _set_up_logging(config: ApplicationConfig) -> None:
     """KServe's loggers; without access log neither KServe nor uvicorn writes lines a request."""
     if not kserve_logger.handlers:
-        configure_logging(config.endpoint.log_config_file)
-    if not config.endpoint.access_log:
+        configure_logging(config.log_config_file)
+    if not config.access_log:
         trace_logger.setLevel(logging.WARNING)
         access = logging.getLogger("uvicorn.access")
         access.handlers, access.propagate = [], False  # so uvicorn does not format them at all

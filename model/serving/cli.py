@@ -11,6 +11,7 @@ from typing import Any
 from model.serving.config import (
     DEFAULT_NAME,
     DEFAULT_TARGET,
+    ApplicationConfig,
     BatchingConfig,
     CannotStart,
     ClusterConfig,
@@ -66,14 +67,15 @@ def server_config(argv: list[str] | None = None) -> ServerConfig:
             parser.error("--batching replica needs replicas: leave it or --in_process out")
         config = _config(parser, args, models, replicas=None)
     else:
-        config = _config(parser, args, models, _replicas(parser, args, len(models)))
+        config = _config(parser, args, models, _replicas(parser, args, models))
         if config.topology == "ingress" and (args.address or args.proxy is not None):
             parser.error("--topology ingress starts a cluster: leave --address and --proxy out")
-        wanted = config.replicas.max_replicas * config.replicas.cpus * len(models)
+        number = config.replicas.max_replicas * _deployments(args, models)
+        wanted = number * config.replicas.cpus
         if not config.cluster.address and wanted > cores():
             parser.error(
-                f"{config.replicas.max_replicas * len(models)} replicas of "
-                f"{config.replicas.cpus:g} CPUs need {wanted:g}, there are {cores()}: "
+                f"{number} replicas of {config.replicas.cpus:g} CPUs need {wanted:g}, "
+                f"there are {cores()}: "
                 "lower --num_replicas or --cpus_per_replica"
             )
     _check_rule(parser, config.batching)
@@ -90,7 +92,7 @@ def frontend_config(argv: list[str] | None = None) -> ServerConfig:
     )
     args = parser.parse_args(argv)
     models = tuple(ModelConfig(name) for name in args.names or [args.model_name])
-    config = _config(parser, args, models, _replicas(parser, args, len(models)))
+    config = _config(parser, args, models, _replicas(parser, args, models))
     _check_rule(parser, config.batching)
     _hold_ports(parser, config.endpoint)
     return config
@@ -111,7 +113,7 @@ def redeploy_config(argv: list[str] | None = None) -> tuple[ServerConfig, bool, 
         parser.error("--address is missing: a server's log says where its Ray is")
     named = bool(args.models)
     models = _models(parser, args, args.models or [DEFAULT_TARGET])
-    config = _config(parser, args, models, _replicas(parser, args, len(models)))
+    config = _config(parser, args, models, _replicas(parser, args, models))
     return config, named, args.reload
 
 
@@ -131,7 +133,7 @@ def application_config(args: dict[str, Any]) -> ServerConfig:
     typed += [f"--{key}={value}" for key, value in options.items()]
     parsed = parser.parse_args([f"--model_name={name}", *typed])
     models = _models(parser, parsed, [target])
-    return _config(parser, parsed, models, _replicas(parser, parsed, 1))
+    return _config(parser, parsed, models, _replicas(parser, parsed, models))
 
 
 def _parser(module: str, description: str) -> Parser:
@@ -188,9 +190,17 @@ def _named(parser: Parser, args: argparse.Namespace, text: str) -> tuple[str, st
     return name or args.model_name, target
 
 
-def _replicas(parser: Parser, args: argparse.Namespace, models: int) -> ReplicaConfig:
-    """What Ray Serve is to run for each of so many models."""
-    available = max(1, cores() // models)
+def _deployments(args: argparse.Namespace, models: tuple[ModelConfig, ...]) -> int:
+    """How many kinds of replicas there are: one for each model, or one that has all of them."""
+    return 1 if args.topology == "ingress" else len(models)
+
+
+def _replicas(
+    parser: Parser, args: argparse.Namespace, models: tuple[ModelConfig, ...]
+) -> ReplicaConfig:
+    """What Ray Serve is to run of each kind of replica."""
+    deployments = _deployments(args, models)
+    available = max(1, cores() // deployments)
     number = args.num_replicas or min(available, 8)
     most = args.max_replicas or max(args.min_replicas, min(available, 8))
     if number != "auto":
@@ -201,7 +211,7 @@ def _replicas(parser: Parser, args: argparse.Namespace, models: int) -> ReplicaC
     if cpus is None and args.address:
         cpus = 1.0  # the cores of this machine say nothing about the cluster's
     elif cpus is None:
-        share = cores() / (most * models)
+        share = cores() / (most * deployments)
         cpus = max(float(math.floor(share) if share >= 1 else math.floor(share * 100) / 100), 0.01)
     return ReplicaConfig(
         num_replicas=None if number == "auto" else number,
@@ -253,6 +263,13 @@ def _config(
             watchdog_timeout_s=args.watchdog_timeout_s or timeout,
         ),
         endpoint=endpoint,
+        application=ApplicationConfig(
+            repository_api=args.repository_api == "on",
+            access_log=args.access_log == "on",
+            access_log_format=args.access_log_format,
+            latency_log=args.access_log == "on" and args.enable_latency_logging,
+            log_config_file=args.log_config_file,
+        ),
         threads=args.threads or each,
         replicas=replicas,
         topology="ingress" if ingress else "front",
@@ -298,15 +315,10 @@ def _endpoint(parser: Parser, args: argparse.Namespace) -> EndpointConfig:
         grpc_max_send_bytes=args.grpc_max_send_message_length,
         grpc_threads=args.max_threads,
         certificate=(args.ssl_keyfile, args.ssl_certfile) if args.ssl_certfile else None,
-        repository_api=args.repository_api == "on",
-        access_log=args.access_log == "on",
-        latency_log=args.access_log == "on" and args.enable_latency_logging,
         drain_s=args.drain_s,
         workers=args.workers,
         event_loop=args.event_loop,
         keep_alive_s=args.timeout_keep_alive,
-        access_log_format=args.access_log_format,
-        log_config_file=args.log_config_file,
     )
 
 

@@ -55,14 +55,20 @@ class EndpointConfig:
     grpc_max_send_bytes: int | None = None
     grpc_threads: int = 4
     certificate: tuple[str, str] | None = None  # files of the key and of the certificate
-    repository_api: bool = False
-    access_log: bool = False
-    latency_log: bool = False
     drain_s: float = 0.0  # after SIGTERM: not ready, and goes on answering
     workers: int = 1  # processes with a copy of the model each; in process only
     event_loop: str = "auto"
     keep_alive_s: int = 65
+
+
+@dataclass(frozen=True)
+class ApplicationConfig:
+    """What KServe's application offers and logs, wherever it runs."""
+
+    repository_api: bool = False
+    access_log: bool = False
     access_log_format: str | None = None
+    latency_log: bool = False
     log_config_file: str | None = None
 
 
@@ -102,6 +108,7 @@ class ServerConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    application: ApplicationConfig = field(default_factory=ApplicationConfig)
     threads: int = 1  # OMP_NUM_THREADS of each process that holds a model
     replicas: ReplicaConfig | None = None
     topology: Literal["front", "ingress"] = "front"  # KServe in front of replicas, or in each
@@ -138,7 +145,8 @@ class ServerConfig:
     def listing(self) -> str:
         """Every value, in one line for the log."""
         parts = [f"model={m.name}={m.target} {dict(m.arguments)}" for m in self.models]
-        for part in (self.batching, self.limits, self.endpoint, self.replicas, self.cluster):
+        places = (self.endpoint, self.application, self.replicas, self.cluster)
+        for part in (self.batching, self.limits, *places):
             if part is not None:
                 parts += [f"{name}={value}" for name, value in vars(part).items()]
         return f"options: {' '.join(parts)} threads={self.threads} topology={self.topology}"

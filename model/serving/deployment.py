@@ -7,7 +7,7 @@ import pickle
 import re
 import time
 from collections.abc import Container
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from model.serving.config import CannotStart, ClusterConfig, ModelConfig, ServerConfig
+from model.serving.config import (
+    CannotStart,
+    ClusterConfig,
+    EndpointConfig,
+    ModelConfig,
+    ServerConfig,
+)
 from model.serving.model_class import source_of
 from model.serving.replica import Replica
 from model.serving.upstream_ray import versioned
@@ -42,51 +48,77 @@ def application(args: dict[str, Any]) -> serve.Application:
         config = cli.application_config(args)
     except SystemExit as refusal:
         raise ValueError(str(refusal)) from None
-    return bind(config.models[0], config)
+    [planned, *_] = applications(config)
+    return bind(planned, config)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An application that Ray Serve is to run: a deployment with replicas of one kind."""
+
+    name: str
+    route_prefix: str  # at Ray Serve's own proxy
+    models: tuple[ModelConfig, ...]  # that each replica loads
+    replica: type
+    arguments: tuple  # of the replica's class: who deploys the same again keeps its replicas
+    options: dict[str, Any]  # of the deployment, besides those of every one
+    scaling: dict[str, Any]  # and of its autoscaling
+
+
+def applications(config: ServerConfig) -> list[Planned]:
+    """What Ray Serve is to run as the configuration says."""
+    if config.topology == "ingress":
+        return [_of_all_models(config)]
+    return [_of_one_model(model, config) for model in config.models]
+
+
+def _of_one_model(model: ModelConfig, config: ServerConfig) -> Planned:
+    """Its replicas get batches from KServe in front, or gather them themselves."""
+    options, scaling = {"max_queued_requests": config.limits.max_queued_requests}, {}
+    options["max_ongoing_requests"] = config.replicas.max_ongoing_requests
+    if config.batching.where == "frontend":
+        router = "model.serving.routing:AssignedReplicaRouter"
+        options["request_router_config"] = RequestRouterConfig(request_router_class=router)
+        scaling = {"policy": {"policy_function": "model.serving.routing:scale_by_backlog"}}
+    arguments = model, config.threads, config.batching, config.limits.watchdog_timeout_s
+    return Planned(model.name, f"/{model.name}", (model,), Replica, arguments, options, scaling)
+
+
+def _of_all_models(config: ServerConfig) -> Planned:
+    """Its replicas have KServe around the models, and the limits that KServe in front has."""
+    from model.serving.ingress import IngressReplica  # Ray reads its variables as it is imported
+
+    own = replace(config, replicas=None, endpoint=EndpointConfig(), cluster=ClusterConfig())
+    options = {"max_queued_requests": -1, "max_ongoing_requests": UNLIMITED}
+    return Planned(APPLICATION, "/", config.models, IngressReplica, (own,), options, {})
 
 
 def deploy(
-    config: ServerConfig, reload_at: float = 0, only: Container[str] | None = None
+    config: ServerConfig,
+    reload_at: float = 0,
+    only: Container[str] | None = None,
+    draining: bool = False,
 ) -> dict[str, DeploymentHandle | CannotStart]:
-    """Have Ray Serve run the models of the configuration, and wait until they do.
+    """Have Ray Serve run the models of the configuration, and wait until it does.
 
-    reload_at: as for `bind`. only: the names of some; None: all. Returns for each name the handle
-    of its replicas, or why there are none; the others run.
+    reload_at: a moment; a later one than before has the replicas load their models again. only:
+    the names of some applications; None: all. draining: replicas with KServe in them say that they
+    are not ready, and go on. Returns for each name the handle of its replicas, or why there are
+    none; the others run.
     """
-    if config.topology == "ingress":
-        return {APPLICATION: deploy_ingress(config, reload_at)}
-    models = [model for model in config.models if only is None or model.name in only]
+    planned = [each for each in applications(config) if only is None or each.name in only]
     targets = [
-        serve.RunTarget(bind(model, config, reload_at), **run_options(model, config))
-        for model in models
+        serve.RunTarget(
+            bind(each, config, reload_at, draining),
+            name=each.name,
+            route_prefix=each.route_prefix,
+            external_scaler_enabled=config.replicas.num_replicas is not None,
+        )
+        for each in planned
     ]
     with contextlib.suppress(RuntimeError):  # of the first that fails; it is looked up below
         serve.run_many(targets)
-    return {model.name: _outcome(model.name) for model in models}
-
-
-def deploy_ingress(
-    config: ServerConfig, reload_at: float = 0, draining: bool = False
-) -> DeploymentHandle | CannotStart:
-    """The same, of one application whose replicas have all models, and KServe around them.
-
-    draining: they say that they are not ready, and go on.
-    """
-    with contextlib.suppress(RuntimeError):
-        serve.run(
-            bind_ingress(config, reload_at, draining),
-            name=APPLICATION,
-            route_prefix="/",
-            external_scaler_enabled=config.replicas.num_replicas is not None,
-        )
-    return _outcome(APPLICATION)
-
-
-def applications(config: ServerConfig) -> list[str]:
-    """The names of the applications that `deploy` makes."""
-    if config.topology == "ingress":
-        return [APPLICATION]
-    return [model.name for model in config.models]
+    return {each.name: _outcome(each.name) for each in planned}
 
 
 def _outcome(name: str) -> DeploymentHandle | CannotStart:
@@ -94,6 +126,12 @@ def _outcome(name: str) -> DeploymentHandle | CannotStart:
     while (status := serve.status().applications[name].status) in STARTING:
         time.sleep(0.1)
     return serve.get_app_handle(name) if status == "RUNNING" else CannotStart(_why_not(name))
+
+
+def running(name: str) -> int:
+    """How many replicas of an application run."""
+    deployments = serve.status().applications[name].deployments.values()
+    return sum(each.replica_states.get("RUNNING", 0) for each in deployments)
 
 
 def _why_not(name: str) -> str:
@@ -115,65 +153,40 @@ def _why_not(name: str) -> str:
     return "Ray Serve does not say why; see the replicas' logs"
 
 
-def bind(model: ModelConfig, config: ServerConfig, reload_at: float = 0) -> serve.Application:
-    """The application of one model, to be given to `serve.run` with `run_options`.
-
-    reload_at: a moment; a later one than before has the replicas load their model again.
-    """
-    options = deployment_options(model, config, reload_at)
-    return serve.deployment(Replica).options(**options).bind(*_replica_arguments(model, config))
-
-
-def bind_ingress(
-    config: ServerConfig, reload_at: float = 0, draining: bool = False
+def bind(
+    planned: Planned, config: ServerConfig, reload_at: float = 0, draining: bool = False
 ) -> serve.Application:
-    """The application of all models with KServe in each replica."""
-    from model.serving.ingress import IngressReplica  # Ray reads its variables as it is imported
-
-    [first, *_] = config.models
-    options = deployment_options(first, config, reload_at)
-    options |= {
-        "max_ongoing_requests": UNLIMITED,  # ours are, in the application
-        "max_queued_requests": -1,
-        "user_config": options["user_config"] | {"draining": draining},
-    }
-    return serve.deployment(IngressReplica).options(**options).bind(config)
-
-
-def run_options(model: ModelConfig, config: ServerConfig) -> dict[str, Any]:
-    """The application's name, its path at Serve's proxy, and whether others may scale it."""
-    return {
-        "name": model.name,
-        "route_prefix": f"/{model.name}",
-        "external_scaler_enabled": config.replicas.num_replicas is not None,
-    }
+    """The application itself, for `serve.run`; reload_at, draining: as for `deploy`."""
+    options = deployment_options(planned, config, reload_at, draining)
+    return serve.deployment(planned.replica).options(**options).bind(*planned.arguments)
 
 
 def deployment_options(
-    model: ModelConfig, config: ServerConfig, reload_at: float = 0
+    planned: Planned, config: ServerConfig, reload_at: float = 0, draining: bool = False
 ) -> dict[str, Any]:
     """The configuration as the options of one of Ray Serve's deployments."""
-    replicas, limits = config.replicas, config.limits
+    replicas, log = config.replicas, config.application
     gpus = replicas.gpus
     if gpus is None:
         total = ray.cluster_resources().get("GPU", 0)
-        share = total / (replicas.max_replicas * len(config.models))
+        deployments = len(config.models) / len(planned.models)
+        share = total / (replicas.max_replicas * deployments)
         gpus = 1 if share >= 1 else int(share * 100) / 100
-    level = "INFO" if config.endpoint.access_log else "WARNING"
+    state = {"reload_at": reload_at, "deployed": _as_text(config), "draining": draining}
+    level = "INFO" if log.access_log else "WARNING"
     options: dict[str, Any] = {
         "num_replicas": replicas.num_replicas,
         "max_replicas_per_node": replicas.max_replicas_per_node,
-        "max_ongoing_requests": replicas.max_ongoing_requests,
-        "max_queued_requests": limits.max_queued_requests,
         "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": gpus},
         "health_check_period_s": 0.5,  # so readiness is true to within a second
         "health_check_timeout_s": 3,  # the event loop of a replica is always free
         "graceful_shutdown_wait_loop_s": 0.2,
-        "graceful_shutdown_timeout_s": limits.per_attempt_timeout_s,
+        "graceful_shutdown_timeout_s": config.limits.per_attempt_timeout_s,
         "max_constructor_retry_count": 1,  # what fails to load fails again
-        "user_config": {"reload_at": reload_at, "deployed": _as_text(config)},
-        "logging_config": {"enable_access_log": config.endpoint.access_log, "log_level": level},
-        **versioned(_version(model, config)),
+        "user_config": state,
+        "logging_config": {"enable_access_log": log.access_log, "log_level": level},
+        **versioned(_version(planned, config)),
+        **planned.options,
     }
     if replicas.num_replicas is None:
         options["autoscaling_config"] = {
@@ -184,13 +197,8 @@ def deployment_options(
             "downscale_delay_s": replicas.downscale_delay_s,
             "metrics_interval_s": 0.5,
             "look_back_period_s": 2,
+            **planned.scaling,
         }
-        if config.batching.where == "frontend" and config.topology == "front":
-            policy = {"policy_function": "model.serving.routing:scale_by_backlog"}
-            options["autoscaling_config"]["policy"] = policy
-    if config.batching.where == "frontend" and config.topology == "front":
-        router = "model.serving.routing:AssignedReplicaRouter"
-        options["request_router_config"] = RequestRouterConfig(request_router_class=router)
     return options
 
 
@@ -205,23 +213,15 @@ def deployed(handle: DeploymentHandle) -> ServerConfig | None:
     return pickle.loads(base64.b64decode(text)) if text else None
 
 
-def _replica_arguments(model: ModelConfig, config: ServerConfig) -> tuple:
-    return model, config.threads, config.batching, config.limits.watchdog_timeout_s
-
-
-def _version(model: ModelConfig, config: ServerConfig) -> str:
-    """Of a replica: another when it is made otherwise, or its code or the model's is.
+def _version(planned: Planned, config: ServerConfig) -> str:
+    """Of a replica: another when it is made otherwise, or its code or the models' is.
 
     And when the number is to follow the load: Ray has replicas report for that only from their
     start on.
     """
-    arguments = _replica_arguments(model, config)
-    models = [model]
-    if config.topology == "ingress":
-        arguments, models = replace(config, replicas=None, cluster=ClusterConfig()), config.models
-    made = repr((arguments, config.replicas.num_replicas is None))
+    made = repr((planned.arguments, config.replicas.num_replicas is None))
     digest = hashlib.sha256(made.encode())
-    sources = [source_of(model.target, model.folder) for model in models]
+    sources = [source_of(model.target, model.folder) for model in planned.models]
     for place in filter(None, (Path(__file__).parent, *sources)):
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(file.read_bytes())

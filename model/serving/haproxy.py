@@ -1,9 +1,11 @@
 """Ray Serve's HAProxy, as its environment variables set it up; read as Ray is imported."""
 
 import contextlib
+import csv
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ REPLICA_PORTS = {  # where nobody else looks: above those of held_ports, below t
     "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "32384",
     "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "32767",
 }
+ADMIN = "admin"  # the socket at which HAProxy answers questions about itself
 DEREGISTERED_S = 1.0  # a replica that ends goes on for so long, until HAProxy knows of it
 
 
@@ -57,7 +60,7 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(_on_loopback(folder)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / ADMIN),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "log"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
@@ -93,6 +96,24 @@ def _on_loopback(folder: Path) -> Path:
     )
     os.chmod(script, 0o700)
     return script
+
+
+def servers(folder: Path, application: str) -> dict[str, int]:
+    """How many replicas of an application HAProxy sends requests to, by protocol: http, grpc.
+
+    Ray tells it of each replica, and that takes it a moment. Empty until HAProxy is there.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(str(next(folder.rglob(ADMIN))))  # in a folder of the node's
+            admin.sendall(b"show stat\n")
+            with admin.makefile() as answer:
+                rows = list(csv.DictReader(answer))
+    except (OSError, StopIteration):
+        return {}
+    backends = (row for row in rows if row["svname"] == "BACKEND")
+    parts = ((*row["# pxname"].partition("-"), row["act"]) for row in backends)
+    return {protocol: int(count) for protocol, _, name, count in parts if name == application}
 
 
 def stop_listening(folder: Path, within_s: float) -> None:

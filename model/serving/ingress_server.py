@@ -9,9 +9,9 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from model.serving.config import CannotStart, EndpointConfig, ServerConfig
-from model.serving.deployment import deploy_ingress
+from model.serving.deployment import APPLICATION, deploy, running
 from model.serving.ending import Ending, signals
-from model.serving.haproxy import stop_listening
+from model.serving.haproxy import servers, stop_listening
 from model.serving.http_server import GRACE_S
 from model.serving.server import announce
 
@@ -25,33 +25,42 @@ def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
     what is in flight is answered first: HAProxy serves before this process knows that it does.
     """
     try:
-        deployed = deploy_ingress(config)
+        deployed = deploy(config)[APPLICATION]
         if isinstance(deployed, CannotStart):
             raise deployed
         for failure in deployed.failures.remote().result(timeout_s=60):
             print(f"not served: {failure}", flush=True)
-        asyncio.run(_until_told(config))
+        asyncio.run(_until_told(config, folder))
     finally:
         logger.info("Stopping the model server")
         stop_listening(folder, GRACE_S)
 
 
-async def _until_told(config: ServerConfig) -> None:
+async def _until_told(config: ServerConfig, folder: Path) -> None:
     ending = Ending()
     with signals(ending.obey):
-        announcement = asyncio.create_task(_announce(config))
+        announcement = asyncio.create_task(_announce(config, folder))
         await ending.asked.wait()
         announcement.cancel()
         if config.endpoint.drain_s:
-            await asyncio.to_thread(deploy_ingress, config, draining=True)
+            await asyncio.to_thread(deploy, config, draining=True)
             await ending.drain(config.endpoint.drain_s)
 
 
-async def _announce(config: ServerConfig) -> None:
-    """Print the ready line once a replica answers: HAProxy learns of them a moment later."""
-    while not (await _answers_http(config.endpoint) and await _answers_grpc(config.endpoint)):
+async def _announce(config: ServerConfig, folder: Path) -> None:
+    """Print the ready line once HAProxy knows every replica, and one answers."""
+    while not (
+        await asyncio.to_thread(_all_known, config.endpoint, folder)
+        and await _answers_http(config.endpoint)
+        and await _answers_grpc(config.endpoint)
+    ):
         await asyncio.sleep(0.05)
     announce(config)
+
+
+def _all_known(endpoint: EndpointConfig, folder: Path) -> bool:
+    protocols = {"http"} if endpoint.grpc_port is None else {"http", "grpc"}
+    return servers(folder, APPLICATION) == dict.fromkeys(protocols, running(APPLICATION))
 
 
 async def _answers_http(endpoint: EndpointConfig) -> bool:

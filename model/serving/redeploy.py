@@ -32,7 +32,7 @@ def main() -> None:
     with cleaning_up(), Cluster(config.cluster):
         running = serve.status().applications
         handles = {}
-        for name in applications(config):
+        for name in [planned.name for planned in applications(config)]:
             if name not in running:
                 raise CannotStart(
                     f"no server runs {name!r} on the cluster at {config.cluster.address}"
