@@ -32,7 +32,7 @@ def validate(
     """Fit service times to loads of a server, and predict six others: (times, rows as `compare`).
 
     server: of model.serving, with so many replicas and no other load. seconds: of each load
-    that is predicted. Those for the fit take half as long, but a second at least; they are run
+    that is predicted. Those for the fit take half as long, but 0.6 s at least; they are run
     before and after the others, as machines drift.
     """
     known: list[Run] = []
@@ -41,7 +41,7 @@ def validate(
         watch = {server.process.pid: "frontend"}
         how = {"warmup_s": 0.5, "keep_headers": True, "watch": watch}
         for clients in (2, 6, 12, 24, 40):
-            known.append(closed_loop(server.predict, work, clients, max(seconds / 2, 1), **how))
+            known.append(closed_loop(server.predict, work, clients, max(seconds / 2, 0.6), **how))
 
     learn()
     most = max(run.throughput for run in known)

@@ -187,7 +187,7 @@ def run(names: Sequence[str], work: Workload) -> Iterator[Experiment]:
 def main() -> None:
     """Run what the command line names; print a table of it, and what the hop costs."""
     known = ["network", "head", "head_for_good", "hop"]
-    names = chosen("model.faults.cluster", "Injects faults into a cluster.", known, known)
+    names = chosen("model.faults.cluster", "Injects faults into a cluster.", known)
     work = Workload.drawn()
     report(run(names, work))
     if "hop" in names:

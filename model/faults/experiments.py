@@ -1,7 +1,6 @@
 """All experiments with one server, under load: `python -m model.faults.experiments [NAME …]`.
 
-`make reliability` prints README's tables with it. `soak` runs for half an hour and only when it is
-named.
+`make reliability` prints the tables of docs/reliability.md with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from model.faults.changes import changes, scaled
 from model.faults.crashes import all_killed, controller, ended, killed, node, slow, stuck
 from model.faults.experiment import Experiment
-from model.faults.overload import overload, soak
+from model.faults.overload import overload
 from model.faults.probes import probes
 from model.faults.report import chosen, report
 from model.faults.servers import HALVES, ours
@@ -26,7 +25,6 @@ SHARED: dict[str, Callable[..., Experiment | Iterator[Experiment]]] = {
     "overload": overload,
     "changes": changes,
     "scaled": scaled,
-    "soak": soak,
     "ended": ended,
 }
 
@@ -45,8 +43,7 @@ def run(names: Sequence[str], work: Workload) -> Iterator[Experiment]:
 def main() -> None:
     """Run what the command line names; print a table of it, and the table of health probes."""
     known = [*SHARED, "node", "probes"]
-    usual = [name for name in known if name != "soak"]
-    names = chosen("model.faults.experiments", "Injects faults into a server.", known, usual)
+    names = chosen("model.faults.experiments", "Injects faults into a server.", known)
     work = Workload.drawn()
     report(run(names, work))
     if "probes" in names:

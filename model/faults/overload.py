@@ -1,13 +1,7 @@
-"""Experiments in which the load itself is what the server must bear: too much, and for long."""
-
-import contextlib
-import math
-
-import numpy as np
-import psutil
+"""An experiment in which the load itself is what the server must bear."""
 
 from model.faults.experiment import REJECTED, Experiment, Observation, run_experiment
-from model.faults.observe import metrics, snapshots
+from model.faults.observe import metrics
 from model.loadtest.generator import closed_loop
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
@@ -48,37 +42,3 @@ def overload(server: ServerProcess, work: Workload, seconds: float = 60) -> Expe
         "cores used by KServe's process": sum(experiment.run.cpu.values()),
     }
     return experiment
-
-
-def soak(server: ServerProcess, work: Workload, minutes: float = 30) -> Experiment:
-    """70 % of what it can do, for half an hour: memory and open files of every process."""
-    capacity = run_experiment(server, "", work, 10).run.throughput
-
-    def sizes(_: ServerProcess) -> dict[psutil.Process, tuple[float, int]]:
-        found = {}
-        for process in server.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found[process] = process.memory_full_info().uss / 1e6, process.num_fds()
-        return found
-
-    with snapshots(server, sizes, every_s=10) as seen:
-        name = f"{minutes:g} minutes at 70 % of what it can do"
-        experiment = run_experiment(server, name, work, minutes * 60, rate=0.7 * capacity)
-    settled = experiment.run.began + minutes * 60 / 6  # caches and pools fill first
-    seen = [(when, found) for when, found in seen if when > settled]
-    hours = np.array([(when - settled) / 3600 for when, _ in seen])
-    lasting = [p for p in server.processes() if all(p in found for _, found in seen)]
-    for number, process in enumerate(lasting):
-        memory, files = np.array([found[process] for _, found in seen], float).T
-        slope, half = _slope(hours, memory)
-        experiment.facts[f"{number} {process.name()}"] = (
-            f"{memory[-1]:.0f} MB, {slope:+.1f} ± {half:.1f} MB an hour; open files "
-            f"{files[0]:.0f} at first, {files[-1]:.0f} at last, {files.max():.0f} at most"
-        )
-    return experiment
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Of a straight line through the points, and half of its 95 % interval."""
-    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
-    return float(slope), 1.96 * math.sqrt(covariance[0, 0])

@@ -9,15 +9,15 @@ from model.loadtest.records import machine
 from model.loadtest.tables import print_row
 
 
-def chosen(module: str, description: str, known: Sequence[str], usual: Sequence[str]) -> list[str]:
-    """The experiments that the command line names, of those known; `usual` when it names none."""
+def chosen(module: str, description: str, known: Sequence[str]) -> list[str]:
+    """The experiments that the command line names, of those known; all when it names none."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    listed = f"of {', '.join(known)} (default: {', '.join(usual)})"
+    listed = f"of {', '.join(known)} (default: all)"
     parser.add_argument("names", nargs="*", metavar="EXPERIMENT", help=listed)
     names = parser.parse_args().names
     if unknown := set(names) - set(known):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    return names or list(usual)
+    return names or list(known)
 
 
 def report(experiments: Iterable[Experiment]) -> None:

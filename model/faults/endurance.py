@@ -1,0 +1,174 @@
+"""A server under load for hours, with faults all the while: `python -m model.faults.endurance`.
+
+Patient clients send at random moments; beside them others give up, send what is no request, kill a
+replica now and then, and deploy another version. What is asked: does any patient client lose a
+request, and does anything grow?
+"""
+
+import argparse
+import contextlib
+import math
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import psutil
+
+from model.faults import inject
+from model.faults.clients import MALFORMED, status_of
+from model.faults.experiment import Experiment, Fault, run_experiment
+from model.faults.observe import snapshots
+from model.faults.report import report
+from model.faults.servers import HALVES, OTHER, ours
+from model.loadtest.generator import open_loop
+from model.loadtest.server_process import ServerProcess
+from model.loadtest.workload import Workload
+
+HOUR_S = 3600
+PATIENT, IMPATIENT = 0.6, 0.1  # of what the server can do: 70 % together
+KILL_EVERY_S, REDEPLOY_EVERY_S = 300, 1200
+MALFORMED_EVERY_S, LOOK_EVERY_S = 10, 10
+SETTLED = 1 / 3  # of the time; caches and pools fill first
+MOST_MB_AN_HOUR = 10
+
+Sizes = dict[psutil.Process, tuple[float, int]]  # of each process: MB of its own, open files
+
+
+def endurance(server: ServerProcess, work: Workload, hours: float = 1.0) -> Experiment:
+    """Load a server for so many hours, with faults, and follow every process's memory and files.
+
+    server: of `ours`, with room for a third replica. The experiment counts the patient clients'
+    requests; what became of the others, and what grew, is among its facts.
+    """
+    seconds = hours * HOUR_S
+    calm = run_experiment(server, "", work, min(10.0, seconds / 10))
+    capacity, usual_s = calm.run.throughput, calm.latency_s(0.5)
+    name = f"{hours:g} hours at 70 % of what it can do, with faults"
+    how = {"seed": 1, "warmup_s": 0, "timeout_s": usual_s / 2}
+    with (
+        ThreadPoolExecutor(1) as thread,
+        _malformed(server) as statuses,
+        snapshots(server, _sizes, LOOK_EVERY_S) as seen,
+    ):
+        others = thread.submit(
+            open_loop, server.predict, work, IMPATIENT * capacity, seconds, **how
+        )
+        found = run_experiment(
+            server, name, work, seconds, list(_faults(server, seconds)), rate=PATIENT * capacity
+        )
+    impatient = others.result()
+    found.facts |= {
+        "evidence: requests given up": str(impatient.errors.get("timed out", 0)),
+        "others' requests": ", ".join(f"{n} {what}" for what, n in impatient.errors.items()),
+        "evidence: malformed requests": ", ".join(f"{n} got {s}" for s, n in statuses.items()),
+    }
+    settled = [(when, sizes) for when, sizes in seen if when > found.run.began + SETTLED * seconds]
+    found.facts |= growth(settled)
+    return found
+
+
+def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
+    """What became of the memory and the open files of each process that is there all the time.
+
+    seen: (when, in seconds; sizes). The line is through the medians of each minute, as neighbours
+    among the single values resemble each other; ± is half of its 95 % interval. Both are nan where
+    there are less than four minutes.
+    """
+    lasting = [process for process in seen[0][1] if all(process in sizes for _, sizes in seen)]
+    minutes: dict[int, list[Sizes]] = {}
+    for when, sizes in seen:
+        minutes.setdefault(int((when - seen[0][0]) / 60), []).append(sizes)
+    hours = np.array([minute / 60 for minute in minutes])
+    found, titles = {}, Counter()
+    for process in lasting:
+        memory = [statistics.median(s[process][0] for s in each) for each in minutes.values()]
+        files = [statistics.median(s[process][1] for s in each) for each in minutes.values()]
+        slope, half = _slope(hours, np.array(memory))
+        verdict = " **grows**" if slope > MOST_MB_AN_HOUR else ""
+        title = _title(process)
+        titles[title] += 1
+        found[f"{title} {titles[title]}"] = (
+            f"{memory[-1]:.0f} MB, {slope:+.1f} ± {half:.1f} MB an hour{verdict}; open files "
+            f"{files[0]:.0f} at first, {files[-1]:.0f} at last, {max(files):.0f} at most"
+        )
+    return found
+
+
+def _faults(server: ServerProcess, seconds: float) -> Iterator[Fault]:
+    """Kills, and another version and the first by turns; none at the very end."""
+    kill = partial(inject.kill_one, server)
+    for at in np.arange(KILL_EVERY_S / 2, seconds - KILL_EVERY_S / 4, KILL_EVERY_S):
+        yield Fault(float(at), "a replica killed", kill)
+    versions = [(*HALVES, *OTHER), HALVES]
+    moments = np.arange(REDEPLOY_EVERY_S / 2, seconds - REDEPLOY_EVERY_S / 4, REDEPLOY_EVERY_S)
+    for turn, at in enumerate(moments):
+        change = partial(inject.change, server, *versions[turn % 2])
+        yield Fault(float(at), "another version", change)
+
+
+@contextlib.contextmanager
+def _malformed(server: ServerProcess) -> Iterator[Counter[str]]:
+    """In this block bodies that no model can answer are sent; yields what they get."""
+    over, statuses = threading.Event(), Counter()
+
+    def send() -> None:
+        while not over.wait(MALFORMED_EVERY_S):
+            for body in MALFORMED.values():
+                statuses[status_of(server.predict, body)] += 1
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        thread.join()
+
+
+def _sizes(server: ServerProcess) -> Sizes:
+    found = {}
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            found[process] = process.memory_full_info().uss / 1e6, process.num_fds()
+    return found
+
+
+def _title(process: psutil.Process) -> str:
+    """What a process is, without what differs from machine to machine."""
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return "ended"
+    if command and command[0].startswith("ray::"):
+        return command[0].split()[0]
+    return "KServe's process" if "model.serving" in command else process.name()
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Of a straight line through the points, and half of its 95 % interval."""
+    if len(x) < 4:
+        return math.nan, math.nan
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    return float(slope), 1.96 * math.sqrt(covariance[0, 0])
+
+
+def main(argv: list[str] | None = None, work: Callable[[], Workload] = Workload.drawn) -> None:
+    """Print what became of the requests, and what grew."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model.faults.endurance", description=__doc__.split(":")[0]
+    )
+    parser.add_argument("hours", nargs="?", type=float, default=1.0, help="(default: 1)")
+    parser.add_argument("--topology", choices=("front", "ingress"), default="front")
+    args = parser.parse_args(argv)
+    if not args.hours >= 0.05:
+        parser.error("give 0.05 hours or more: in less no replica is killed")
+    with ours(*HALVES, "--topology", args.topology) as server:
+        report([endurance(server, work(), args.hours)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""An hour of load and faults, in half a minute; and what it says of processes that grow."""
+
+import re
+
+import pytest
+
+from model.faults import endurance
+from model.faults.servers import HALVES, ours
+from model.loadtest.workload import Workload
+
+
+class Process:
+    """As much of a psutil.Process as is asked for."""
+
+    def cmdline(self) -> list[str]:
+        """Ray's controller."""
+        return ["ray::ServeController", "x"]
+
+
+def seen(of_a_minute, files=lambda minute: 40):
+    """What snapshots of one process over half an hour return: its MB and its files by minute."""
+    process = Process()
+    return [(10.0 * i, {process: (of_a_minute(i / 6), files(i / 6))}) for i in range(180)]
+
+
+@pytest.mark.parametrize(
+    "mb, says",
+    [
+        (lambda minute: 100, r"100 MB, [+-]0\.0 ± 0\.0 MB an hour; open files 40 at first, 40 at"),
+        (lambda minute: 100 + minute / 3, r"\+20\.0 ± 0\.0 MB an hour \*\*grows\*\*"),
+        (lambda minute: 100 + minute // 1 % 2, r"MB, [+-]\d\.\d ± \d\.\d MB an hour;"),
+    ],
+)
+def test_what_grows(mb, says):
+    """More than 10 MB an hour."""
+    [(title, fact)] = endurance.growth(seen(mb)).items()
+    assert title == "ray::ServeController 1"
+    assert re.search(says, fact), fact
+
+
+def test_open_files_are_told():
+    """Those at the beginning, at the end, and the most of a minute."""
+    [fact] = endurance.growth(seen(lambda minute: 1, lambda minute: 40 + (minute > 20))).values()
+    assert "open files 40 at first, 41 at last, 41 at most" in fact
+
+
+def test_a_process_that_comes_or_goes_is_left_out():
+    """A replica that was replaced cannot grow for long."""
+    values = seen(lambda minute: 1)
+    values[7] = (values[7][0], {})
+    assert endurance.growth(values) == {}
+
+
+@pytest.mark.long
+def test_half_a_minute(monkeypatch):
+    """Two kills and a redeploy, beside clients that give up and bad requests: nobody notices."""
+    monkeypatch.setattr(endurance, "KILL_EVERY_S", 20)
+    monkeypatch.setattr(endurance, "REDEPLOY_EVERY_S", 40)
+    monkeypatch.setattr(endurance, "LOOK_EVERY_S", 1)
+    monkeypatch.setattr(endurance, "MALFORMED_EVERY_S", 2)
+    with ours(*HALVES) as server:
+        found = endurance.endurance(server, Workload.drawn(16), 36 / 3600)
+    assert (found.failed, found.rejected, found.run.wrong) == (0, 0, 0), found.run.errors
+    assert [fault.name for fault in found.faults].count("a replica killed") == 2
+    assert "another version" in {fault.name for fault in found.faults}
+    assert int(found.facts["evidence: requests given up"]) > 0
+    assert re.fullmatch(
+        r"\d+ got 4\d\d(, \d+ got 4\d\d)*", found.facts["evidence: malformed requests"]
+    )
+    assert "KServe's process 1" in found.facts
