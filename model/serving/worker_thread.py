@@ -105,10 +105,11 @@ class WorkerThread:
 
     async def check(self, watchdog_timeout_s: float) -> None:
         """Raise RuntimeError when a step of a batch takes longer, or the model is not healthy."""
-        if (stalled_for := self.stalled_for()) > watchdog_timeout_s:
-            raise RuntimeError(f"{self._config.name}: a step of the batch has taken {stalled_for:.0f} s")
+        name, stalled_for = self._config.name, self.stalled_for()
+        if stalled_for > watchdog_timeout_s:
+            raise RuntimeError(f"{name}: a step of the batch has taken {stalled_for:.0f} s")
         if not await self.healthy():
-            raise RuntimeError(f"{self._config.name}: the model says that it is not healthy")
+            raise RuntimeError(f"{name}: the model says that it is not healthy")
 
     def stop(self) -> None:
         """Tell the model that serving ends."""
