@@ -305,7 +305,7 @@ def cannot_start(folder: Path, traces: Traces, *options: str) -> str:
     return ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("place", [long(p) if p == "replicas" else p for p in PLACES])
+@pytest.mark.parametrize("place", ["in process", long("replicas"), long("ingress")])
 def test_alone_a_model_that_cannot_be_loaded_ends_the_server(place, traces, tmp_path_factory):
     """Status 1 and a sentence that says why; nothing is left."""
     folder = empty_folder(tmp_path_factory)
@@ -313,7 +313,7 @@ def test_alone_a_model_that_cannot_be_loaded_ends_the_server(place, traces, tmp_
     assert sentence == ("custom-model cannot be loaded: NoWeights: the file weights.bin is missing")
 
 
-@pytest.mark.parametrize("place", [long(p) if p == "replicas" else p for p in PLACES])
+@pytest.mark.parametrize("place", ["in process", long("replicas")])
 def test_a_wrong_argument_ends_the_server(place, traces, tmp_path_factory):
     """Status 1 and a sentence that names it."""
     wrong = ["foreign_models:Typed", "--set", "threshold=high", *PLACES[place]]

@@ -14,12 +14,12 @@ import requests
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from model.faults import changes, crashes
-from model.faults.experiment import REJECTED, Experiment, Observation, run_experiment
+from model.faults import changes, crashes, retry_after
+from model.faults.experiment import Experiment, Observation, run_experiment
 from model.faults.observe import metrics, replicas, wait_for_replicas, workers
 from model.faults.overload import overload
 from model.faults.servers import HALVES, OTHER, ours
-from model.loadtest.run import RIGHT
+from model.loadtest.run import REJECTED, RIGHT
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 from tests.conftest import until
@@ -49,6 +49,15 @@ def assert_nothing_lost(done: Experiment, rejected: bool = False) -> None:
     assert rejected or done.rejected == 0, done.run.errors
     assert done.answered + done.rejected == done.run.sent > 0
     assert done.answered_by_server == done.answered, "the server counts responses otherwise"
+
+
+def test_clients_that_obey_retry_after(served, work):
+    """They come less often for each answer, and all get one."""
+    found = retry_after.compare(served, work, seconds=4, rounds=1, clients=96)
+    as_told, at_once = retry_after.rows(found)
+    assert as_told["attempts for an answer"] < at_once["attempts for an answer"]
+    assert as_told["without an answer"] == at_once["without an answer"] == 0
+    assert len(retry_after.figure(found, "in short").axes) == 3
 
 
 def test_a_replica_is_killed(served, work):

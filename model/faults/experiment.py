@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 from model.faults.observe import metrics, retries
 from model.loadtest.generator import closed_loop, open_loop
-from model.loadtest.run import REFUSED, RIGHT, Run
+from model.loadtest.run import REFUSED, REJECTED, RIGHT, Run
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 
-REJECTED = "HTTP 503"
 CLIENTS = 16
 
 

@@ -1,8 +1,9 @@
 """An experiment in which the load itself is what the server must bear."""
 
-from model.faults.experiment import REJECTED, Experiment, Observation, run_experiment
+from model.faults.experiment import Experiment, Observation, run_experiment
 from model.faults.observe import metrics
 from model.loadtest.generator import closed_loop
+from model.loadtest.run import REJECTED
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 

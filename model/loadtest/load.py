@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import psutil
 
 from model.loadtest.connections import Connections
-from model.loadtest.run import LOST, REFUSED, RIGHT, UNSENT, WRONG, Run, Sample
+from model.loadtest.run import LOST, REFUSED, REJECTED, RIGHT, UNSENT, WRONG, Run, Sample
 from model.loadtest.workload import Workload
 
+AT_ONCE, AS_TOLD = "at once", "as told"
 PAUSE_S = 0.05  # of a closed-loop client that cannot connect: it would try without end
 
 
@@ -47,6 +48,7 @@ class Load:
     timeout_s: float = 30
     seed: int = 0
     keep_headers: bool = False
+    again: str = ""  # what was rejected is sent again: AT_ONCE, or AS_TOLD by Retry-After
     watch: Mapping[int, str] = field(default_factory=dict)
     caller: int = field(default_factory=os.getpid)
 
@@ -56,7 +58,10 @@ class Load:
         if self.clients < 1 or self.seconds <= 0 or self.rate is not None and self.rate <= 0:
             raise ValueError("clients, connections, rate and seconds are numbers above 0")
         self.end = self.warmup_s + self.seconds
+        if self.again not in ("", AT_ONCE, AS_TOLD):
+            raise ValueError(f"again is {AT_ONCE!r} or {AS_TOLD!r}, or empty")
         self.numbers, self.samples, self.distance = itertools.count(), [], 0.0
+        self.sent_again = 0
         self.level, self.changed, self.area = 0, 0.0, 0.0  # requests in flight; times seconds
 
     def now(self) -> float:
@@ -102,24 +107,20 @@ class Load:
             if (early := due - self.now()) > 0:
                 await asyncio.sleep(early)
             sent = self.now()
-            left = self.end + self.timeout_s - sent
-            if left <= 0:
+            until = min(self.end, sent) + self.timeout_s
+            if sent >= until:
                 self.samples.append(Sample(due, sent, sent, UNSENT, {}))
                 continue
-            number, headers = next(self.numbers) % len(self.texts), {}
+            number = next(self.numbers) % len(self.texts)
             self._step(+1)
-            try:
-                async with asyncio.timeout(min(left, self.timeout_s)):
-                    status, headers, body = await self.connections.exchange(self.texts[number])
-                outcome = RIGHT if status == 200 else f"HTTP {status}"
-            except TimeoutError:
-                outcome = "timed out"
-            except ConnectionRefusedError:
-                outcome = REFUSED
-            except (OSError, EOFError):
-                outcome = LOST
-            except (ValueError, LookupError, asyncio.LimitOverrunError):
-                outcome = "not HTTP/1.1"
+            outcome, headers, body = await self._exchange(number, until)
+            while outcome == REJECTED and self.again:
+                pause = float(headers.get("retry-after", 1)) if self.again == AS_TOLD else 0
+                if self.now() + pause >= until:
+                    break
+                await asyncio.sleep(pause)
+                self.sent_again += 1
+                outcome, headers, body = await self._exchange(number, until)
             done = self._step(-1)
             if outcome == RIGHT:
                 outcome, distance = self.work.judge(number, body)
@@ -128,6 +129,23 @@ class Load:
             self.samples.append(Sample(due, sent, done, outcome, kept))
             if outcome in (REFUSED, LOST) and self.rate is None:
                 await asyncio.sleep(PAUSE_S)
+
+    async def _exchange(self, number: int, until: float) -> tuple[str, dict[str, str], bytes]:
+        """Send a request and wait for its response: (outcome, headers, body)."""
+        headers, body = {}, b""
+        try:
+            async with asyncio.timeout(until - self.now()):
+                status, headers, body = await self.connections.exchange(self.texts[number])
+            outcome = RIGHT if status == 200 else f"HTTP {status}"
+        except TimeoutError:
+            outcome = "timed out"
+        except ConnectionRefusedError:
+            outcome = REFUSED
+        except (OSError, EOFError):
+            outcome = LOST
+        except (ValueError, LookupError, asyncio.LimitOverrunError):
+            outcome = "not HTTP/1.1"
+        return outcome, headers, body
 
     def _step(self, change: int) -> float:
         """Count a request in or out; what was in flight until now goes into the integral."""
@@ -176,4 +194,5 @@ class Load:
             ],
             began=self.began,
             samples=self.samples,
+            sent_again=self.sent_again,
         )

@@ -66,11 +66,8 @@ class IngressReplica(GrpcMethods):
     async def check_health(self) -> None:
         """Ray asks this again and again; a replica that raises three times is replaced."""
         refresh()
-        for name, worker in self._loaded():
-            if (stalled_for := worker.stalled_for()) > self._config.limits.watchdog_timeout_s:
-                raise RuntimeError(f"a step of {name} has taken {stalled_for:.0f} s")
-            if not await worker.healthy():
-                raise RuntimeError(f"{name} says that it is not healthy")
+        for worker in self._loaded():
+            await worker.check(self._config.limits.watchdog_timeout_s)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """As Updates.obey; and while `draining` no model is ready, and each goes on answering."""
@@ -80,11 +77,11 @@ class IngressReplica(GrpcMethods):
             self._application.admission.draining = self._draining
 
     def _reload(self) -> None:
-        for _, worker in self._loaded():
+        for worker in self._loaded():
             worker.reload()
 
-    def _loaded(self) -> list[tuple[str, WorkerThread]]:
-        return [(model.name, self._workers[model.name]) for model in self._models if model.ready]
+    def _loaded(self) -> list[WorkerThread]:
+        return [self._workers[model.name] for model in self._models if model.ready]
 
     def failures(self) -> list[str]:
         """Why models could not be loaded, which leaves the others serving."""

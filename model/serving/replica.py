@@ -113,11 +113,7 @@ class Replica(WorkerThread):
 
     async def check_health(self) -> None:
         """Ray asks this again and again; a replica that raises three times is replaced."""
-        stalled_for = self.stalled_for()
-        if stalled_for > self._watchdog_timeout_s:
-            raise RuntimeError(f"a step of the batch has taken {stalled_for:.0f} s")
-        if not await self.healthy():
-            raise RuntimeError("the model says that it is not healthy")
+        await self.check(self._watchdog_timeout_s)
 
     async def reconfigure(self, config: dict) -> None:
         """As Updates.obey; requests go on."""

@@ -103,6 +103,14 @@ class WorkerThread:
         began = self._step_began
         return time.monotonic() - began if began else 0.0
 
+    async def check(self, watchdog_timeout_s: float) -> None:
+        """Raise RuntimeError when a step of a batch takes longer, or the model is not healthy."""
+        name, stalled_for = self._config.name, self.stalled_for()
+        if stalled_for > watchdog_timeout_s:
+            raise RuntimeError(f"{name}: a step of the batch has taken {stalled_for:.0f} s")
+        if not await self.healthy():
+            raise RuntimeError(f"{name}: the model says that it is not healthy")
+
     def stop(self) -> None:
         """Tell the model that serving ends."""
         if self._model is not None:
