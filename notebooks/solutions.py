@@ -196,6 +196,18 @@ def resilient() -> None:
         ModelServer().start([model])
 
 
+def placed() -> None:
+    """Notebook 7: the file my_deployment.py."""
+    from ray import serve
+
+    @serve.deployment(num_replicas=2, max_replicas_per_node=1, ray_actor_options={"num_cpus": 0.1})
+    class Placed:
+        def __call__(self) -> str:
+            return "here"
+
+    app = Placed.bind()  # noqa: F841
+
+
 def replicas_needed(rate: float, image_s: float, share: float) -> int:
     """Notebook 7."""
     return int(-(-round(rate * image_s / share, 9) // 1))

@@ -56,11 +56,17 @@ LIVE = {
         ),
     ],
     "three_steps": [("num_replicas=2", "num_replicas=1")],
+    "placed": [
+        ("max_replicas_per_node=1, ", ""),
+        ("max_replicas_per_node=1", "max_replicas_per_node=2"),
+        ("app = ", "application = "),
+    ],
 }
 MEASURED = {  # checks that look the answer up in what was measured
     "choose": lambda choose: check_choose(choose, records.read(RECORDS))
 }
 FILES = {
+    "placed": "%%writefile {folder}/my_deployment.py",
     "sentiment": "%%writefile {folder}/sentiment.py",
     "three_steps": "%%writefile {folder}/my_server.py",
     "serve_batch": "%%writefile {folder}/my_server.py",
