@@ -92,7 +92,7 @@ def figure(found: dict[str, list[Run]], title: str) -> Figure:
         right.set_xscale("log")
         right.set_ylim(0, 1.02)
         right.set_xlabel("seconds, from the first attempt")
-        right.legend(frameon=False, title="sent again", loc="upper left")
+        right.legend(frameon=False, title="sent again", loc="lower right")
         drawn.suptitle(title, x=0.01, ha="left", fontsize=11)
         drawn.tight_layout()
         plt.close(drawn)
