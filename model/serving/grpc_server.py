@@ -18,6 +18,9 @@ from model.serving.config import EndpointConfig
 from model.serving.errors import log_refusal, sentence, statuses
 from model.serving.receiving import TOO_MUCH, Receiving
 
+# A connection is closed after so long, as gRPC recommends: the next one may go to another server,
+# and who sends a message slowly is not there for ever.
+CONNECTION_S = 600
 LAST_CALLS_S = 0.3  # in which those who call are told that the server stops
 STOPPING = "the server stops: send the request again, to another one if there is one"
 OUTCOMES = {  # of a call that was aborted; all others failed
@@ -36,11 +39,13 @@ class GrpcServer:
     def __init__(
         self,
         endpoint: EndpointConfig,
+        call_s: float,
         dataplane: DataPlane,
         repository: ModelRepositoryExtension,
         admission: Admission,
         receiving: Receiving,
     ) -> None:
+        """call_s: what a call on a connection that is to be closed may still take."""
         self._admission = AdmissionInterceptor(admission, receiving)
         self._server = grpc.aio.server(
             ThreadPoolExecutor(endpoint.grpc_threads),
@@ -49,6 +54,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", endpoint.grpc_max_send_bytes),
                 ("grpc.max_receive_message_length", endpoint.grpc_max_receive_bytes),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_connection_age_ms", int(1000 * CONNECTION_S)),
+                ("grpc.max_connection_age_grace_ms", int(1000 * call_s)),
             ],
         )
         servicer = InferenceServicer(dataplane, repository)

@@ -70,7 +70,7 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
         http = HttpServer(uvicorn_config(asgi, config.endpoint))
         rpc = None
         if config.endpoint.grpc_port is not None:
-            rpc = GrpcServer(config.endpoint, *application[1:])
+            rpc = _grpc_server(application, config)
             await rpc.start()
         announcement = asyncio.create_task(_announce(config))
         serving = asyncio.create_task(http.serve())
@@ -83,6 +83,10 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
         http.should_exit = True
         await asyncio.gather(serving, *([rpc.stop(GRACE_S)] if rpc else []))
         waiting.cancel()
+
+
+def _grpc_server(application: Application, config: ServerConfig) -> GrpcServer:
+    return GrpcServer(config.endpoint, config.limits.request_timeout_s, *application[1:])
 
 
 def _serve_with_workers(
@@ -99,7 +103,7 @@ def _serve_with_workers(
     async def serve_grpc() -> None:
         rpc = None
         if config.endpoint.grpc_port is not None:
-            rpc = GrpcServer(config.endpoint, *application[1:])
+            rpc = _grpc_server(application, config)
             await rpc.start()
         announcement = asyncio.create_task(_announce(config))
         await asyncio.to_thread(ended.wait)

@@ -1,0 +1,125 @@
+"""Our gRPC server on the wire: clients that send half a message, and connections that are old."""
+
+import asyncio
+import struct
+
+import grpc
+from kserve.model_repository import ModelRepository
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from model.serving import grpc_server
+from model.serving.admission import Admission
+from model.serving.config import EndpointConfig
+from model.serving.dataplane import ClosedRepository, StrictDataPlane
+from model.serving.grpc_server import GrpcServer
+from model.serving.machine import free_port
+from model.serving.receiving import Receiving
+
+HEADERS_FRAME = 1
+MESSAGE = 16_000  # bytes; one frame, and within what may be sent unasked
+HEADERS = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":path": "/inference.GRPCInferenceService/ModelInfer",
+    ":authority": "localhost",
+    "te": "trailers",
+    "content-type": "application/grpc",
+}
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + bytes([kind, flags])
+        + struct.pack(">I", stream)
+        + payload
+    )
+
+
+def half_a_message() -> bytes:
+    """A call of ModelInfer, of whose message ten bytes come."""
+    text = b"".join(
+        bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in HEADERS.items()
+    )  # literal fields without indexing (RFC 7541, section 6.2.2)
+    begun = struct.pack(">BI", 0, MESSAGE) + b"0123456789"
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
+    return preface + frame(1, 4, 1, text) + frame(0, 0, 1, begun)
+
+
+def server(port: int, call_s: float) -> GrpcServer:
+    """One without models, which admits one request."""
+    registry, admission = ModelRepository(), Admission(["x"], 1)
+    dataplane, repository = StrictDataPlane(registry, admission), ClosedRepository(registry)
+    endpoint = EndpointConfig(grpc_port=port)
+    return GrpcServer(endpoint, call_s, dataplane, repository, admission, Receiving(2**20))
+
+
+async def live(channel: grpc.aio.Channel) -> bool:
+    """Whether the server says that it is, within two seconds."""
+    call = GRPCInferenceServiceStub(channel).ServerLive
+    return (await call(pb.ServerLiveRequest(), timeout=2)).live
+
+
+def test_half_a_message_keeps_nobody_out(monkeypatch):
+    """A hundred connections that send no more: others are answered, and they are closed in time."""
+    monkeypatch.setattr(grpc_server, "CONNECTION_S", 1)
+
+    async def main() -> None:
+        port = free_port()
+        rpc = server(port, call_s=0.5)
+        await rpc.start()
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        for _, writer in slow:
+            writer.write(half_a_message())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert all([await live(channel) for _ in range(20)])
+        async with asyncio.timeout(10):
+            for reader, writer in slow:
+                await reader.read()  # until it is closed
+                writer.close()
+        await rpc.stop(0)
+
+    asyncio.run(main())
+
+
+def test_old_connections_are_closed_without_loss(monkeypatch):
+    """A client that calls all the while notices nothing."""
+    monkeypatch.setattr(grpc_server, "CONNECTION_S", 0.2)
+
+    async def main() -> int:
+        port = free_port()
+        rpc = server(port, call_s=5)
+        await rpc.start()
+        answered, end = 0, asyncio.get_running_loop().time() + 2
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            while asyncio.get_running_loop().time() < end:
+                answered += await live(channel)
+        await rpc.stop(0)
+        return answered
+
+    assert asyncio.run(main()) > 50
+
+
+def test_the_frames_are_right():
+    """What the slow clients begin is a call: with the rest of its message it gets an answer."""
+
+    async def main() -> None:
+        port = free_port()
+        rpc = server(port, call_s=5)
+        await rpc.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(half_a_message())
+        writer.write(frame(0, 0, 1, bytes(MESSAGE - 20)) + frame(0, 1, 1, bytes(10)))
+        async with asyncio.timeout(10):
+            kind = None
+            while kind != HEADERS_FRAME:
+                head = await reader.readexactly(9)
+                kind = head[3]
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+        writer.close()
+        await rpc.stop(0)
+
+    asyncio.run(main())
