@@ -14,6 +14,7 @@ import pytest
 from model.capacity import planning
 from model.capacity.extrapolation import extrapolate
 from model.capacity.fitting import fit, fit_service_times
+from model.capacity.growth import measure
 from model.capacity.planning import Machine, needed, per_million
 from model.capacity.plots import figure
 from model.capacity.queueing import erlang_b, erlang_c
@@ -321,3 +322,12 @@ def test_the_command_prints_a_table():
     )
     assert done.returncode == 0, done.stderr
     assert "requests/s  replicas" in done.stdout and "3 machines" in done.stdout
+
+
+@pytest.mark.long
+def test_replicas_that_sleep_are_used_alike():
+    """As growth measures it: no more is answered than could be, and by every replica."""
+    row = measure("front", 2, 1, seconds=2)
+    assert row["errors"] == 0 and 0 < float(row["share"]) <= 1.05
+    least, most = map(int, row["least, most of a replica"].split(", "))
+    assert 0 < most <= 2 * least

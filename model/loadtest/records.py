@@ -29,7 +29,7 @@ def measure(
     variant: its name in the record. how: as for the two loops. CPU is in cores, memory in bytes.
     """
     loop = open_loop if "rate" in how else closed_loop
-    watch = {process.pid: _group(process) for process in server.processes()}
+    watch = {process.pid: part_of(process) for process in server.processes()}
     run = loop(server.predict, work, seconds=seconds, watch=watch, **how)
     command = " ".join(server.process.cmdline()[2:])
     return {
@@ -74,7 +74,7 @@ def health_checks(
     return {f"health_p{p}_ms": 1000 * float(np.percentile(times, p)) for p in (50, 99)}
 
 
-def _group(process: psutil.Process) -> str:
+def part_of(process: psutil.Process) -> str:
     """Which part of a server the process is: a replica, the rest of Ray, or KServe."""
     try:
         command = " ".join(process.cmdline())
