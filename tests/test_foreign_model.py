@@ -8,6 +8,8 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -217,6 +219,21 @@ def test_each_model_has_its_own_queue_and_metrics(several, tmp_path):
         ("once", "rejected"): 1,
     }
     assert until(lambda: metrics(several.server)[f"{name} once"] == 0)
+
+
+def test_a_burst_within_the_limit_is_answered(several):
+    """By a model without batches too, each of whose requests is a call of its own."""
+    limit = 8 + 16
+    for _ in range(5):
+        together = threading.Barrier(limit)
+
+        def send(_: int) -> requests.Response:
+            together.wait()  # noqa: B023
+            return several.v1("celsius", [212])
+
+        with ThreadPoolExecutor(limit) as clients:
+            found = Counter(r.text for r in clients.map(send, range(limit)))
+        assert len(found) == 1 and "predictions" in [*found][0], found
 
 
 def test_each_request_has_an_id(several):

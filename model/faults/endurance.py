@@ -1,7 +1,7 @@
 """A server under load for hours, with faults all the while: `python -m model.faults.endurance`.
 
-Patient clients send at random moments; beside them others give up, send what is no request, kill a
-replica now and then, and deploy another version. What is asked: does any patient client lose a
+Clients send at random moments and wait for their responses. Beside them others give up or send what
+is no request, replicas are killed, and other versions deployed. Does anybody who waits lose a
 request, and does anything grow?
 """
 
@@ -29,7 +29,7 @@ from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 
 HOUR_S = 3600
-PATIENT, IMPATIENT = 0.6, 0.1  # of what the server can do: 70 % together
+STEADY, IMPATIENT = 0.6, 0.1  # of what the server can do: 70 % together
 KILL_EVERY_S, REDEPLOY_EVERY_S = 300, 1200
 MALFORMED_EVERY_S, LOOK_EVERY_S = 10, 10
 SETTLED = 1 / 3  # of the time; caches and pools fill first
@@ -41,7 +41,7 @@ Sizes = dict[psutil.Process, tuple[float, int]]  # of each process: MB of its ow
 def endurance(server: ServerProcess, work: Workload, hours: float = 1.0) -> Experiment:
     """Load a server for so many hours, with faults, and follow every process's memory and files.
 
-    server: of `ours`, with room for a third replica. The experiment counts the patient clients'
+    server: of `ours`, with room for a third replica. The experiment counts the waiting clients'
     requests; what became of the others, and what grew, is among its facts.
     """
     seconds = hours * HOUR_S
@@ -58,7 +58,7 @@ def endurance(server: ServerProcess, work: Workload, hours: float = 1.0) -> Expe
             open_loop, server.predict, work, IMPATIENT * capacity, seconds, **how
         )
         found = run_experiment(
-            server, name, work, seconds, list(_faults(server, seconds)), rate=PATIENT * capacity
+            server, name, work, seconds, list(_faults(server, seconds)), rate=STEADY * capacity
         )
     impatient = others.result()
     found.facts |= {

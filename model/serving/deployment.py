@@ -74,8 +74,8 @@ def applications(config: ServerConfig) -> list[Planned]:
 
 def _of_one_model(model: ModelConfig, config: ServerConfig) -> Planned:
     """Its replicas get batches from KServe in front, or gather them themselves."""
-    options, scaling = {"max_queued_requests": config.limits.max_queued_requests}, {}
-    options["max_ongoing_requests"] = config.replicas.max_ongoing_requests
+    options: dict[str, Any] = {"max_ongoing_requests": config.replicas.max_ongoing_requests}
+    scaling = {}
     if config.batching.where == "frontend":
         router = "model.serving.routing:AssignedReplicaRouter"
         options["request_router_config"] = RequestRouterConfig(request_router_class=router)
@@ -89,7 +89,7 @@ def _of_all_models(config: ServerConfig) -> Planned:
     from model.serving.ingress import IngressReplica  # Ray reads its variables as it is imported
 
     own = replace(config, replicas=None, endpoint=EndpointConfig(), cluster=ClusterConfig())
-    options = {"max_queued_requests": -1, "max_ongoing_requests": UNLIMITED}
+    options = {"max_ongoing_requests": UNLIMITED}
     return Planned(APPLICATION, "/", config.models, IngressReplica, (own,), options, {})
 
 
@@ -177,6 +177,7 @@ def deployment_options(
     options: dict[str, Any] = {
         "num_replicas": replicas.num_replicas,
         "max_replicas_per_node": replicas.max_replicas_per_node,
+        "max_queued_requests": -1,  # admission control bounds the queue; Ray's would reject bursts
         "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": gpus},
         "health_check_period_s": 0.5,  # so readiness is true to within a second
         "health_check_timeout_s": 3,  # the event loop of a replica is always free
