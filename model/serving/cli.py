@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import os
-import socket
 import sys
 from typing import Any
 
@@ -22,7 +21,7 @@ from model.serving.config import (
     ServerConfig,
 )
 from model.serving.dispatch import load_rule
-from model.serving.machine import cores
+from model.serving.machine import cores, hold_port
 from model.serving.model_class import check_target
 from model.serving.options import RAY_ONLY, Parser, add_options, add_ray_options
 
@@ -34,9 +33,6 @@ from kserve.model_server import parser as kserve_parser  # noqa: E402
 
 sys.argv = _argv
 
-# On Linux the ports stay bound until the server itself listens: Ray, too, takes ports that are
-# free.
-_held_ports: list[socket.socket] = []
 MODELS_HELP = "what to serve: MODULE:CLASS of a kserve.Model, with NAME= before it if there are "
 MODELS_HELP += f"several (default: {DEFAULT_TARGET})"
 
@@ -329,11 +325,6 @@ def _hold_ports(parser: Parser, endpoint: EndpointConfig) -> None:
         if port is None:
             continue
         try:
-            family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-            _held_ports.append(socket.socket(family))
-            _held_ports[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _held_ports[-1].bind((endpoint.host, port))
-            if sys.platform != "linux":  # where nobody else could bind them, nor could we
-                _held_ports.pop().close()
+            hold_port(endpoint.host, port)
         except (OSError, OverflowError) as error:
             parser.error(f"cannot listen on {endpoint.host} port {port} ({error}): choose {option}")

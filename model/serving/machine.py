@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 PORTS = range(20_000, 32_000)
+_kept: list[socket.socket] = []  # until this process ends
 
 
 def cores() -> int:
@@ -51,13 +52,35 @@ def held_ports(count: int) -> Iterator[list[int]]:
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
-            held = stack.enter_context(socket.socket())
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.bind(("127.0.0.1", free_port()))
+            held = stack.enter_context(_bound("127.0.0.1", free_port()))
             ports.append(held.getsockname()[1])
         if sys.platform != "linux":
             stack.close()
         yield ports
+
+
+def hold_port(host: str, port: int) -> None:
+    """Keep a port from everybody else until a server of this process listens on it, as above: Ray,
+    too, takes ports that are free.
+
+    Raises OSError when it is taken, and OverflowError when there is no such port.
+    """
+    held = _bound(host, port)
+    if sys.platform == "linux":
+        _kept.append(held)
+    else:
+        held.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, port))
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def ray_folder() -> Path:
