@@ -49,9 +49,9 @@ def half_a_message() -> bytes:
     return preface + frame(1, 4, 1, text) + frame(0, 0, 1, begun)
 
 
-def server(port: int, call_s: float) -> GrpcServer:
+def server(port: int, call_s: float, admission: Admission | None = None) -> GrpcServer:
     """One without models, which admits one request."""
-    registry, admission = ModelRepository(), Admission(["x"], 1)
+    registry, admission = ModelRepository(), admission or Admission(["x"], 1)
     dataplane, repository = StrictDataPlane(registry, admission), ClosedRepository(registry)
     endpoint = EndpointConfig(grpc_port=port)
     return GrpcServer(endpoint, call_s, dataplane, repository, admission, Receiving(2**20))
@@ -101,6 +101,26 @@ def test_old_connections_are_closed_without_loss(monkeypatch):
         return answered
 
     assert asyncio.run(main()) > 50
+
+
+def test_a_rejection_says_when_to_come_back():
+    """As gRPC's own clients read it: in milliseconds, in the trailing metadata."""
+
+    async def main() -> dict[str, str]:
+        port, admission = free_port(), Admission(["x"], 1)
+        rpc = server(port, call_s=5, admission=admission)
+        await rpc.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with admission.of("x").admitted():
+                try:
+                    await GRPCInferenceServiceStub(channel).ModelInfer(pb.ModelInferRequest())
+                except grpc.aio.AioRpcError as error:
+                    rejected = error
+        await rpc.stop(0)
+        assert rejected.code() is grpc.StatusCode.UNAVAILABLE
+        return dict(rejected.trailing_metadata())
+
+    assert int(asyncio.run(main())["grpc-retry-pushback-ms"]) >= 1000
 
 
 def test_the_frames_are_right():

@@ -20,7 +20,7 @@ import requests
 from model.faults.observe import metrics
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
-from model.serving.config import EndpointConfig
+from model.serving.config import EndpointConfig, LimitsConfig, ServerConfig
 from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import free_port
 from tests.conftest import ROOT, Traces, long, needs_tool, run, until
@@ -121,7 +121,7 @@ async def answers_at_the_end(when: str, count: int = 20) -> list[bytes]:
     The server is in this process, so that it can be stopped at just that moment.
     """
     endpoint = EndpointConfig(http_port=free_port())
-    server = HttpServer(uvicorn_config(hello, endpoint))
+    server = HttpServer(uvicorn_config(hello, endpoint, grace_s=30))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -143,6 +143,38 @@ async def answers_at_the_end(when: str, count: int = 20) -> list[bytes]:
         server.should_exit = True
         await serving
         return [client.recv(1000) for client in clients]
+
+
+@pytest.mark.parametrize("takes_s, answered", [(0.5, True), (60, False)])
+def test_what_is_in_flight_has_so_long(takes_s, answered):
+    """Until grace_s is over a request is answered; then it is cut, and the server ends."""
+
+    async def slow(scope, receive, send) -> None:
+        await asyncio.sleep(takes_s)
+        await hello(scope, receive, send)
+
+    async def main() -> bytes:
+        endpoint = EndpointConfig(http_port=free_port())
+        server = HttpServer(uvicorn_config(slow, endpoint, grace_s=2))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.http_port)
+        writer.write(REQUEST)
+        while not server.server_state.tasks:
+            await asyncio.sleep(0.01)
+        server.should_exit = True
+        async with asyncio.timeout(20):
+            await serving
+            return await reader.read()
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 200") == answered
+
+
+def test_requests_in_flight_have_all_the_time_that_they_may_take():
+    """Also where that is long."""
+    limits = LimitsConfig(request_timeout_s=300)
+    assert ServerConfig((), limits=limits).grace_s > 300
 
 
 async def hello(_scope, _receive, send) -> None:

@@ -145,6 +145,13 @@ def test_the_token_is_checked_before_the_body_is_read(token_server, length):
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
+def test_a_token_server_checks_every_request_or_does_not_start():
+    """With KServe in each replica requests would not pass it."""
+    options = ("--enable_grpc", "false", "--topology", "ingress")
+    ended = run("deploy.token_server", *options, MODEL_TOKEN=TOKEN)
+    assert ended.returncode == 1 and "requests do not pass this process" in ended.stderr
+
+
 def test_a_token_server_without_a_token_does_not_start():
     """Nor one whose gRPC would be open."""
     env = {"PYTHONPATH": str(ROOT)}

@@ -57,13 +57,13 @@ def interval(row: dict[str, Any], name: str) -> str:
     return f"{rounded(row[f'{name}_low'])} to {rounded(row[f'{name}_high'])}"
 
 
-def compare(prediction: Any, measured: Any, unit: str = "") -> None:
-    """Print the reader's prediction beside the measurement.
+def compare(prediction: Any, measured: Any, unit: str = "", how: str = "measured") -> None:
+    """Print the reader's prediction beside what was found.
 
-    prediction: None where the reader has made none.
+    prediction: None where the reader has made none. how: it was found.
     """
     said = "no prediction yet" if prediction is None else f"you predicted {prediction}"
-    print(f"{said}; measured: {rounded(measured)} {unit}".strip())
+    print(f"{said}; {how}: {rounded(measured)} {unit}".strip())
 
 
 def claim(holds: bool, sentence: str) -> None:

@@ -80,6 +80,10 @@ class Admission:
         """Whether a request is to be rejected whatever its model is."""
         return all(controller.full for controller in self._controllers.values())
 
+    def retry_after_s(self) -> int:
+        """In how many seconds there may be room for a request whose model is not known yet."""
+        return min(controller.retry_after_s() for controller in self._controllers.values())
+
     def reject_unread(self) -> None:
         """Count a request that was rejected before its model was known.
 

@@ -126,6 +126,12 @@ class ServerConfig:
         each = self.batching.max_size if batches else self.replicas.max_ongoing_requests
         return self.limits.max_queued_requests + self.replicas.max_replicas * each
 
+    @property
+    def grace_s(self) -> float:
+        """How long requests in flight may take once the server is told to end: all that they may,
+        and a second for what is told to those that are too late."""
+        return self.limits.request_timeout_s + 1
+
     def describe(self) -> str:
         """What is served, and how, for the line that a server prints when it is ready."""
         models = ", ".join(f"{model.name} ({model.target})" for model in self.models)

@@ -96,10 +96,10 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not details.method.endswith("/ModelInfer"):
             return handler
         if self.stopping:
-            return grpc.unary_unary_rpc_method_handler(_reject_stopping)
+            return _rejection(STOPPING, 1)
         if self._admission.all_full:
             self._admission.reject_unread()
-            return grpc.unary_unary_rpc_method_handler(_reject)
+            return _rejection(FULL, self._admission.retry_after_s())
 
         async def infer(request, context):
             return await self.admitted(handler.unary_unary, request, context)
@@ -138,13 +138,14 @@ def _pushback(seconds: int) -> tuple[tuple[str, str]]:
     return (("grpc-retry-pushback-ms", str(1000 * seconds)),)
 
 
-async def _reject(_: bytes, context) -> None:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
+def _rejection(sentence: str, seconds: int) -> grpc.RpcMethodHandler:
+    """A handler that answers UNAVAILABLE and parses nothing."""
 
+    async def reject(_: bytes, context) -> None:
+        context.set_trailing_metadata(_pushback(seconds))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, sentence)
 
-async def _reject_stopping(_: bytes, context) -> None:
-    context.set_trailing_metadata(_pushback(1))
-    await context.abort(grpc.StatusCode.UNAVAILABLE, STOPPING)
+    return grpc.unary_unary_rpc_method_handler(reject)
 
 
 class StatusInterceptor(ExceptionToStatusInterceptor):

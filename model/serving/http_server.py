@@ -4,6 +4,7 @@ connection when it stops, and reads a certificate again that changes.
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
 
@@ -15,18 +16,21 @@ from model.serving.config import EndpointConfig
 
 HEADERS_TIMEOUT_S = 20  # from a connection, or a request's first byte, to the end of its headers
 LAST_REQUEST_S = 0.5  # for a request that is on its way, on a connection without one
-GRACE_S = 30  # for requests in flight, once the server is told to end
 
 
-def uvicorn_config(app, endpoint: EndpointConfig, **more) -> uvicorn.Config:
-    """What uvicorn is to serve, and where; more: further options of its own."""
+def uvicorn_config(app, endpoint: EndpointConfig, grace_s: float, **more) -> uvicorn.Config:
+    """What uvicorn is to serve, and where.
+
+    grace_s: how long requests in flight may still take once the server is told to end. more:
+    further options of uvicorn's own.
+    """
     key, certificate = endpoint.certificate or (None, None)
     return uvicorn.Config(
         app,
         host=endpoint.host,
         port=endpoint.http_port,
         log_config=None,  # KServe has set it up
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=math.ceil(grace_s),
         timeout_keep_alive=endpoint.keep_alive_s,
         ssl_keyfile=key,
         ssl_certfile=certificate,

@@ -12,7 +12,6 @@ from model.serving.config import CannotStart, EndpointConfig, ServerConfig
 from model.serving.deployment import APPLICATION, deploy, running
 from model.serving.ending import Ending, signals
 from model.serving.haproxy import servers, stop_listening
-from model.serving.http_server import GRACE_S
 from model.serving.server import announce
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -33,7 +32,7 @@ def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
         asyncio.run(_until_told(config, folder))
     finally:
         logger.info("Stopping the model server")
-        stop_listening(folder, GRACE_S)
+        stop_listening(folder, config.grace_s)
 
 
 async def _until_told(config: ServerConfig, folder: Path) -> None:

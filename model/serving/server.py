@@ -16,7 +16,7 @@ from model.serving.batched_model import BatchedModel
 from model.serving.config import CannotStart, ServerConfig
 from model.serving.ending import Ending, signals
 from model.serving.grpc_server import GrpcServer
-from model.serving.http_server import GRACE_S, HttpServer, uvicorn_config
+from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import process_age
 
 Wrap = Callable[[Callable], Callable]  # an ASGI application around another
@@ -67,7 +67,7 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
     ending = Ending()
     with signals(ending.obey):
         asgi = wrap(application.asgi) if wrap else application.asgi
-        http = HttpServer(uvicorn_config(asgi, config.endpoint))
+        http = HttpServer(uvicorn_config(asgi, config.endpoint, config.grace_s))
         rpc = None
         if config.endpoint.grpc_port is not None:
             rpc = _grpc_server(application, config)
@@ -81,7 +81,7 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
         await ending.drain(config.endpoint.drain_s)
         logger.info("Stopping the model server")
         http.should_exit = True
-        await asyncio.gather(serving, *([rpc.stop(GRACE_S)] if rpc else []))
+        await asyncio.gather(serving, *([rpc.stop(config.grace_s)] if rpc else []))
         waiting.cancel()
 
 
@@ -94,9 +94,8 @@ def _serve_with_workers(
 ) -> None:
     """HTTP in processes that load the models themselves; gRPC here, in a thread of its own."""
     factory = functools.partial(_worker_application, models, config, wrap)
-    workers = uvicorn_config(
-        factory, config.endpoint, factory=True, workers=config.endpoint.workers
-    )
+    more = {"factory": True, "workers": config.endpoint.workers}
+    workers = uvicorn_config(factory, config.endpoint, config.grace_s, **more)
     application = create_application(models, config)
     ended = threading.Event()
 
@@ -109,7 +108,7 @@ def _serve_with_workers(
         await asyncio.to_thread(ended.wait)
         announcement.cancel()
         if rpc:
-            await rpc.stop(GRACE_S)
+            await rpc.stop(config.grace_s)
 
     thread = threading.Thread(target=lambda: asyncio.run(serve_grpc()))
     thread.start()

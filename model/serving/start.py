@@ -2,7 +2,7 @@
 
 from model.serving.backend import Backend, Unavailable
 from model.serving.batched_model import BatchedModel
-from model.serving.config import ServerConfig
+from model.serving.config import CannotStart, ServerConfig
 from model.serving.lifecycle import cleaning_up
 from model.serving.server import Wrap, serve_models
 
@@ -11,8 +11,14 @@ def start(config: ServerConfig, wrap: Wrap | None = None) -> None:
     """Serve all models of the configuration until SIGTERM or Ctrl-C.
 
     wrap: puts an ASGI application of one's own around ours; it sees each request first.
-    Raises CannotStart when no model can be loaded.
+    Raises CannotStart when no model can be loaded, or when requests do not pass this process and
+    there is something to put around it.
     """
+    if wrap is not None and config.topology == "ingress":
+        raise CannotStart(
+            "with --topology ingress requests do not pass this process, which is to check them: "
+            "leave it out"
+        )
     print(config.listing(), flush=True)
     if config.replicas is None:
         _in_process(config, wrap)
