@@ -1,7 +1,7 @@
 """Experiments with a cluster of several nodes: `python -m model.faults.cluster [NAME …]`.
 
-`make cluster` prints README's tables with it. Those with a network of their own, `network` and
-`hop`, take Linux, root and the tool `ip`; `head` takes a Redis server.
+`make cluster` prints the tables of docs/scaling.md with it. Those with a network of their own,
+`network` and `hop`, take Linux, root and the tool `ip`; `head` takes a Redis server.
 """
 
 import contextlib

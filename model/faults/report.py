@@ -1,4 +1,4 @@
-"""Prints what experiments came to, as the tables of README."""
+"""Prints what experiments came to, as the tables of docs/reliability.md and docs/scaling.md."""
 
 import argparse
 import json

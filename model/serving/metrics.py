@@ -34,7 +34,7 @@ ADMISSION_LIMIT = Gauge(
 )
 BODY_BYTES = Gauge(
     "inference_body_bytes",
-    "Bytes of request bodies that arrive or are worked on, over HTTP",
+    "Bytes of request bodies that arrive or are worked on",
     **SUM,
 )
 QUEUED = Gauge(
