@@ -43,7 +43,7 @@ def malformed(url: str, work: Workload) -> Outcome:
         after[status_of(url, work.bodies[0])] += 1
     plain = sum(count for status, count in statuses.items() if status.startswith("4"))
     return Outcome(
-        promise="a bad request is told so, and disturbs nobody",
+        promise="a bad request gets a 4xx, and affects no other",
         fault=f"{len(MALFORMED)} malformed requests",
         evidence=f"requests sent: {statuses.total()}",
         requests=dict(statuses),
@@ -91,7 +91,7 @@ def impatient(url: str, work: Workload, seconds: float = 20, clients: int = 60) 
         raise RuntimeError("no client gave up: the load was too small")
     goodput = run.throughput / few.throughput
     return Outcome(
-        promise="clients that give up do not take the time of the others",
+        promise="clients that give up take no time from the others",
         fault=f"{clients} clients, each gives up after {wait_s:.1f} s and sends again",
         evidence=f"requests given up: {given_up}",
         requests=by_outcome(run),
@@ -112,7 +112,7 @@ def slow_senders(url: str, work: Workload, seconds: float = 10, connections: int
     ratio = during.quantile(0.99) / before.quantile(0.99)
     failed = sum(during.errors.values())
     return Outcome(
-        promise="slow senders keep nobody out",
+        promise="slow senders block nobody else",
         fault=f"{connections} connections that send one byte a second of a body",
         evidence=f"connections made: {slow.open}, bytes sent: {slow.sent}",
         requests=by_outcome(during),

@@ -73,7 +73,7 @@ def killed(start: Start, seconds: float = 20, every_s: float = 6) -> Outcome:
         faults = [Fault(at, "a replica killed", kill) for at in times]
         what = f"one of 2 replicas killed, {len(times)} times"
         found = run_experiment(server, what, work(), seconds, faults, clients=CLIENTS)
-    return nothing_lost("a replica that is lost costs nobody a request", found)
+    return nothing_lost("no request is lost with a replica", found)
 
 
 def mass_failure(start: Start, count: int, seconds: float = 15) -> Iterator[Outcome]:
@@ -96,7 +96,7 @@ def mass_failure(start: Start, count: int, seconds: float = 15) -> Iterator[Outc
             fault = Fault(3, name, partial(how, server))
             what = f"{count} replicas lost: {name}"
             found = run_experiment(server, what, work(), seconds, [fault], clients=CLIENTS)
-            promise = "who is admitted is answered, however many replicas are lost"
+            promise = "every admitted request gets a response, however many replicas are lost"
             yield nothing_lost(promise, found, rejected=True)
             wait_for_replicas(server, count)
 
