@@ -155,8 +155,8 @@ def test_errors_are_counted_by_kind():
         assert right == server.kinds[RIGHT] and len(run.latencies) < run.requests
 
 
-@pytest.mark.parametrize("again, pause_s", [("at once", 0), ("as told", 1)])
-def test_what_is_rejected_is_sent_again(again, pause_s):
+@pytest.mark.parametrize("retry, pause_s", [("at once", 0), ("as told", 1)])
+def test_what_is_rejected_is_retried(retry, pause_s):
     """At once or when Retry-After says so: one request, timed from its first attempt."""
 
     def reply(number: int, label: str) -> tuple[str, bytes, float]:
@@ -165,20 +165,20 @@ def test_what_is_rejected_is_sent_again(again, pause_s):
         return RIGHT, http(label), 0.01
 
     with Known(lambda number, label: reply(number + 1, label)) as server:  # the first is rejected
-        run = closed_loop(server.url, WORK, 1, 0.5, warmup_s=0, timeout_s=5, again=again)
+        run = closed_loop(server.url, WORK, 1, 0.5, warmup_s=0, timeout_s=5, retry=retry)
     assert run.errors == {} and run.sent == server.kinds[RIGHT] >= 1
-    assert run.sent_again == server.kinds["HTTP 503"] == 2 * run.sent
+    assert run.retries == server.kinds["HTTP 503"] == 2 * run.sent
     [first, *_] = run.samples
     assert 2 * pause_s <= first.done - first.due < 2 * pause_s + 0.4
 
 
-def test_one_that_does_not_come_again_in_time_is_an_error():
+def test_a_retry_that_comes_too_late_is_an_error():
     """Its timeout is over before Retry-After is."""
     with Known(lambda *_: ("HTTP 503", http("", 503, "Retry-After: 1\r\n"), 0)) as server:
-        run = closed_loop(server.url, WORK, 1, 0.1, warmup_s=0, timeout_s=0.5, again="as told")
-    assert run.errors == {"HTTP 503": run.sent} and run.sent_again == 0
+        run = closed_loop(server.url, WORK, 1, 0.1, warmup_s=0, timeout_s=0.5, retry="as told")
+    assert run.errors == {"HTTP 503": run.sent} and run.retries == 0
     with pytest.raises(ValueError):
-        closed_loop("http://x/", WORK, 1, 1, again="later")
+        closed_loop("http://x/", WORK, 1, 1, retry="later")
 
 
 def test_no_error_when_an_idle_connection_is_closed():

@@ -1,5 +1,5 @@
-"""More clients than a server admits: those that come again when `Retry-After` says so, and those
-that come again at once. `python -m model.faults.retry_after` draws imgs/retry_after.png.
+"""More clients than a server admits: those that retry when `Retry-After` says so, and those that
+retry at once. `python -m model.faults.retry_after` draws imgs/retry_after.png.
 """
 
 import argparse
@@ -44,9 +44,9 @@ def compare(
     watch = {server.process.pid: "frontend"}
     found: dict[str, list[Run]] = {kind: [] for kind in LOOKS}
     for _, kind in interleaved(list(found), rounds):
-        how = {"warmup_s": 3, "timeout_s": PATIENCE_S, "again": kind, "watch": watch}
+        how = {"warmup_s": 3, "timeout_s": PATIENCE_S, "retry": kind, "watch": watch}
         run = closed_loop(server.predict, work, clients, seconds, **how)
-        if not run.sent_again:
+        if not run.retries:
             raise RuntimeError("no request was rejected: the server admits all clients")
         found[kind].append(run)
     return found
@@ -56,8 +56,8 @@ def rows(found: dict[str, list[Run]]) -> list[dict]:
     """A row for each kind: medians of its runs; latency is from a request's first attempt on."""
     table = []
     for kind, runs in found.items():
-        attempts = [(run.sent + run.sent_again) / _answered(run) for run in runs]
-        row = {"clients send again": kind, "answered a second": _median(r.throughput for r in runs)}
+        attempts = [(run.sent + run.retries) / _answered(run) for run in runs]
+        row = {"clients retry": kind, "answered a second": _median(r.throughput for r in runs)}
         row["attempts for an answer"] = _median(attempts)
         row |= {f"p{p}, s": _median(run.quantile(p / 100) for run in runs) for p in (50, 95, 99)}
         row["cores of KServe's process"] = _median(run.cpu["frontend"] for run in runs)
@@ -75,7 +75,7 @@ def figure(found: dict[str, list[Run]], title: str) -> Figure:
         )
         for place, (kind, runs) in enumerate(found.items()):
             values = [run.throughput for run in runs]
-            attempts = [(run.sent + run.sent_again) / _answered(run) for run in runs]
+            attempts = [(run.sent + run.retries) / _answered(run) for run in runs]
             for axes, mine in ((left, values), (middle, attempts)):
                 height = statistics.median(mine)
                 spread = [[height - min(mine)], [max(mine) - height]]
@@ -92,7 +92,7 @@ def figure(found: dict[str, list[Run]], title: str) -> Figure:
         right.set_xscale("log")
         right.set_ylim(0, 1.02)
         right.set_xlabel("seconds, from the first attempt")
-        right.legend(frameon=False, title="sent again", loc="lower right")
+        right.legend(frameon=False, title="clients retry", loc="lower right")
         drawn.suptitle(title, x=0.01, ha="left", fontsize=11)
         drawn.tight_layout()
         plt.close(drawn)

@@ -21,8 +21,8 @@ def closed_loop(url: str, work: Workload, clients: int, seconds: float, **more) 
     """Load `url` (of V1 predict) with `clients` that each wait for a response before they go on.
 
     more: `warmup_s` (2) before the `seconds` that are measured; `timeout_s` (30) of a request,
-    and for all that is not done at the end; `again` (""): "at once" or "as told", when a request
-    that is rejected with 503 is sent again, as told by its `Retry-After`; `keep_headers` (False);
+    and for all that is not done at the end; `retry` (""): "at once" or "as told", when a request
+    that is rejected with 503 is retried, as told by its `Retry-After`; `keep_headers` (False);
     `watch`: process id -> name of a group of processes, whose CPU time is measured too. Whatever
     goes wrong with a request is counted. Raises ValueError for arguments that make no sense, and
     RuntimeError when the generator itself fails.

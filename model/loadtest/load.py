@@ -48,7 +48,7 @@ class Load:
     timeout_s: float = 30
     seed: int = 0
     keep_headers: bool = False
-    again: str = ""  # what was rejected is sent again: AT_ONCE, or AS_TOLD by Retry-After
+    retry: str = ""  # of what is rejected: AT_ONCE, AS_TOLD by Retry-After, or not at all
     watch: Mapping[int, str] = field(default_factory=dict)
     caller: int = field(default_factory=os.getpid)
 
@@ -58,10 +58,10 @@ class Load:
         if self.clients < 1 or self.seconds <= 0 or self.rate is not None and self.rate <= 0:
             raise ValueError("clients, connections, rate and seconds are numbers above 0")
         self.end = self.warmup_s + self.seconds
-        if self.again not in ("", AT_ONCE, AS_TOLD):
-            raise ValueError(f"again is {AT_ONCE!r} or {AS_TOLD!r}, or empty")
+        if self.retry not in ("", AT_ONCE, AS_TOLD):
+            raise ValueError(f"retry is {AT_ONCE!r} or {AS_TOLD!r}, or empty")
         self.numbers, self.samples, self.distance = itertools.count(), [], 0.0
-        self.sent_again = 0
+        self.retries = 0
         self.level, self.changed, self.area = 0, 0.0, 0.0  # requests in flight; times seconds
 
     def now(self) -> float:
@@ -114,12 +114,12 @@ class Load:
             number = next(self.numbers) % len(self.texts)
             self._step(+1)
             outcome, headers, body = await self._exchange(number, until)
-            while outcome == REJECTED and self.again:
-                pause = float(headers.get("retry-after", 1)) if self.again == AS_TOLD else 0
+            while outcome == REJECTED and self.retry:
+                pause = float(headers.get("retry-after", 1)) if self.retry == AS_TOLD else 0
                 if self.now() + pause >= until:
                     break
                 await asyncio.sleep(pause)
-                self.sent_again += 1
+                self.retries += 1
                 outcome, headers, body = await self._exchange(number, until)
             done = self._step(-1)
             if outcome == RIGHT:
@@ -194,5 +194,5 @@ class Load:
             ],
             began=self.began,
             samples=self.samples,
-            sent_again=self.sent_again,
+            retries=self.retries,
         )

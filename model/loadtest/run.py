@@ -52,7 +52,7 @@ class Run:
     samples: list[Sample] = field(repr=False)  # of the whole run, in the order they were done
     # With keep_headers, of the right responses counted: x-…, and `sent` and `done`, since 1970.
     headers: list[dict] = field(repr=False)
-    sent_again: int = 0  # how often a request was sent once more, as it had been rejected
+    retries: int = 0  # of requests that had been rejected
 
     def quantile(self, q: float, from_sent: bool = False) -> float:
         """The latency that a share `q` of the right responses stays within; nan if there are none.
