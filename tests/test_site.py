@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import pytest
 
 from tests.browser import QUIET, browser
 from tests.conftest import ROOT
+from tests.test_notebooks import PATHS
 
 pytestmark = pytest.mark.long
 
@@ -70,6 +72,21 @@ def test_links_lead_somewhere(site):
             assert linked.exists(), f"{file.relative_to(site)}: {target}"
             if heading and linked in pages:
                 assert heading in pages[linked].ids, f"{file.relative_to(site)}: {target}"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_tables_that_notebooks_print_are_tables(site, path):
+    """And not lines of bars."""
+    text = [o["data"].get("text/markdown", "") for o in outputs(path) if "data" in o]
+    tables = sum(len(re.findall(r"^\|(?:-+\|)+$", printed, re.M)) for printed in text)
+    page = (site / "notebooks" / f"{path.stem}.html").read_text()
+    assert page.count("<table") >= tables > 0
+
+
+def outputs(path: Path) -> list[nbformat.NotebookNode]:
+    """Of all cells of a notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells for output in cell.get("outputs", [])]
 
 
 @pytest.mark.parametrize("page", ["README.html", "notebooks/08_your_own_model.html"])

@@ -20,6 +20,7 @@ include_patterns = [
     "deploy/README.md",
 ]
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # of outputs; the default knows no tables
 myst_heading_anchors = 4
 html_show_sphinx = False
 html_copy_source = False
