@@ -240,7 +240,7 @@ def test_an_error_is_for_its_own_request_or_its_batch_and_the_batcher_goes_on():
 
 
 def test_a_worker_that_answers_too_few_fails_its_batch_only():
-    """Nobody waits for ever, and nobody gets another's response."""
+    """Nobody waits forever, and nobody gets another's response."""
 
     async def main():
         batcher = Batcher(lambda batch, worker_index, backlog: asyncio.sleep(0.01, batch[:1]))

@@ -194,7 +194,7 @@ def test_6_overload(server, folder, kind):
 
 @KINDS
 def test_8_a_stuck_replica(server, folder, kind):
-    """A limit ends the wait with 504 and DEADLINE_EXCEEDED; stock holds the client for ever."""
+    """A limit ends the wait with 504 and DEADLINE_EXCEEDED; stock holds the client forever."""
     release = folder / f"{kind}-stuck"
     never = {"until": str(release)}
     if kind == "stock":

@@ -30,7 +30,7 @@ FREQUENT_NODE_CHECKS = {
 }
 # Nodes and drivers end after so long without a head; Ray's default: a minute. KubeRay's: this.
 SURVIVE_WITHOUT_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
-# Nothing comes from a node that is cut off: a request that waits for it must not wait for ever.
+# Nothing comes from a node that is cut off: a request that waits for it must not wait forever.
 SHORT_ATTEMPTS = ("--request_timeout_s", "30", "--per_attempt_timeout_s", "3")
 SPREAD = ("--max_replicas_per_node", "2", "--cpus_per_replica", "0.5", *SHORT_ATTEMPTS)
 FRONTEND_TRUSTS_S = 5.0  # a frontend relies on what the head last said for so long

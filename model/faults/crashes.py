@@ -52,7 +52,7 @@ def all_killed(server: ServerProcess, work: Workload, seconds: float = 30) -> Ex
 def stuck(server: ServerProcess, work: Workload, seconds: float = 40) -> Experiment:
     """A replica is stopped: it lives, and answers nothing ever again."""
     fault = Fault(2.0, "a replica stopped", lambda: inject.stop_one(server))
-    experiment = run_experiment(server, "one of 2 replicas stuck for ever", work, seconds, [fault])
+    experiment = run_experiment(server, "one of 2 replicas stuck forever", work, seconds, [fault])
     wait_for_replicas(server, 2)
     return experiment
 

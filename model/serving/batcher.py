@@ -150,7 +150,7 @@ class Batcher:
         return entry.deadline is not None and entry.deadline < soonest
 
     def _fail(self, error: Exception) -> None:
-        """The rule raised: whoever waits gets its error, or would wait for ever."""
+        """The rule raised: whoever waits gets its error, or would wait forever."""
         for future in self._queue:
             future.set_exception(error)
         self._queue.clear()

@@ -19,7 +19,7 @@ from model.serving.errors import log_refusal, sentence, statuses
 from model.serving.receiving import TOO_MUCH, Receiving
 
 # A connection is closed after so long, as gRPC recommends: the next one may go to another server,
-# and who sends a message slowly is not there for ever.
+# and who sends a message slowly is not there forever.
 CONNECTION_S = 600
 LAST_CALLS_S = 0.3  # in which those who call are told that the server stops
 STOPPING = "the server stops: send the request again, to another one if there is one"
