@@ -52,6 +52,10 @@ class Scenario:
     RayService do; a batch waits at a replica that works on another frontend's. Without, the
     replicas are dealt out evenly and each frontend has its own, as the pods of an InferenceService
     do, each of which holds a Ray cluster.
+
+    With `least_connections` a request goes to the frontend that has the fewest in flight, as
+    HAProxy does: with KServe in each replica there are as many frontends as replicas. Without, it
+    goes to one at random, and each client stays with its own.
     """
 
     replicas: int  # of all frontends together
@@ -62,6 +66,7 @@ class Scenario:
     admission_limit: float | None = None
     frontends: int = 1
     shared_replicas: bool = False
+    least_connections: bool = False
     rate: float | None = None
     clients: int | None = None
 

@@ -43,15 +43,21 @@ def simulate(
         for count in scenario.replicas_of_each()
     ]
 
+    def least() -> Frontend:
+        fewest = min(frontend.in_flight for frontend in frontends)
+        return draw.choice([f for f in frontends if f.in_flight == fewest])
+
     def arrivals():
         while True:
             yield env.timeout(draw.expovariate(scenario.rate))
             if env.now >= end:
                 return
-            env.process(frontends[draw.randrange(len(frontends))].request())
+            one = frontends[draw.randrange(len(frontends))]
+            env.process((least() if scenario.least_connections else one).request())
 
-    def client(frontend):
+    def client(own):
         while env.now < end:
+            frontend = least() if scenario.least_connections else own
             if not (yield from frontend.request()):
                 yield env.timeout(REJECTED_S)
 
@@ -106,11 +112,12 @@ def one_frontend(
     Frontends with replicas of their own have nothing in common, so one with its share of the
     replicas and of the load stands for all (replicas left over when they are dealt out are idle).
     The window holds about `requests` requests, and six times what a request takes in a full
-    batch. Raises ValueError for several frontends with shared replicas: use `simulate`.
+    batch. Raises ValueError for several frontends with shared replicas, or that get requests by
+    what the others have: use `simulate`.
     """
     n = scenario.frontends
-    if n > 1 and scenario.shared_replicas:
-        raise ValueError("frontends that share replicas have to be simulated together")
+    if n > 1 and (scenario.shared_replicas or scenario.least_connections):
+        raise ValueError("frontends that share something have to be simulated together")
     share = replace(
         scenario,
         frontends=1,

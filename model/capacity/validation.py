@@ -14,7 +14,7 @@ from model.capacity.fitting import fit_service_times
 from model.capacity.planning import needed
 from model.capacity.plots import figure
 from model.capacity.scenario import Scenario, ServiceTimes
-from model.capacity.simulation import one_frontend
+from model.capacity.simulation import one_frontend, simulate
 from model.loadtest import records
 from model.loadtest.generator import closed_loop
 from model.loadtest.run import Run
@@ -27,33 +27,42 @@ FIGURE = Path(__file__).parents[2] / "imgs" / "capacity.png"
 
 
 def validate(
-    server: ServerProcess, replicas: int, work: Workload, seconds: float = 3
+    server: ServerProcess,
+    replicas: int,
+    work: Workload,
+    seconds: float = 3,
+    in_each: bool = False,
 ) -> tuple[ServiceTimes, list[dict]]:
     """Fit service times to loads of a server, and predict six others: (times, rows as `compare`).
 
     server: of model.serving, with so many replicas and no other load. seconds: of each load
     that is predicted. Those for the fit take half as long, but 0.6 s at least; they are run
-    before and after the others, as machines drift.
+    before and after the others, as machines drift. in_each: KServe is in the replicas.
     """
     known: list[Run] = []
+    place = {"frontends": replicas, "least_connections": True} if in_each else {}
 
     def learn() -> None:
         watch = {server.process.pid: "frontend"}
+        if in_each:
+            parts = {process: records.part_of(process) for process in server.processes()}
+            watch = {p.pid: "frontend" for p, part in parts.items() if part == "replicas"}
         how = {"warmup_s": 0.5, "keep_headers": True, "watch": watch}
         for clients in (2, 6, 12, 24, 40):
             known.append(closed_loop(server.predict, work, clients, max(seconds / 2, 0.6), **how))
 
     learn()
     most = max(run.throughput for run in known)
-    scenarios = [Scenario(replicas, clients=n) for n in (4, 16, 32)]
-    scenarios += [Scenario(replicas, rate=max(1, round(share * most))) for share in (0.3, 0.5, 0.7)]
+    scenarios = [Scenario(replicas, clients=n, **place) for n in (4, 16, 32)]
+    rates = [max(1, round(share * most)) for share in (0.3, 0.5, 0.7)]
+    scenarios += [Scenario(replicas, rate=rate, **place) for rate in rates]
     pairs = []
     for scenario in scenarios:
         load = {"rate": scenario.rate} if scenario.rate else {"clients": scenario.clients}
         how = {"seconds": seconds, "warmup_s": 0.5} | load
         pairs.append((scenario, records.measure(server, "ours", work, **how)))
     learn()
-    times = fit_service_times(known)
+    times = fit_service_times(known, in_each=in_each)
     return times, compare(pairs, times)
 
 
@@ -66,7 +75,10 @@ def compare(
     """
     rows = []
     for scenario, record in pairs:
-        found = one_frontend(times, scenario, requests)
+        if scenario.least_connections:
+            found = simulate(times, scenario, seconds=120)
+        else:
+            found = one_frontend(times, scenario, requests)
         clients = scenario.clients and _count(scenario.clients, "client")
         load = clients or f"{scenario.rate:g} a second"
         replicas = _count(scenario.replicas, "replica")
@@ -92,15 +104,20 @@ def main() -> None:
         prog="python -m model.capacity.validation", description="The simulation against a server."
     )
     parser.add_argument("--seconds", type=float, default=10, help="of a load")
+    parser.add_argument("--topology", choices=("front", "ingress"), default="front")
     parser.add_argument("--file", type=Path, default=FIGURE, help="of the figure")
     args = parser.parse_args()
     print(json.dumps(records.machine()))
-    with ServerProcess("model.serving", "--num_replicas", "2") as server:
-        times, rows = validate(server, 2, Workload.drawn(), args.seconds)
+    options = ("--num_replicas", "2", "--topology", args.topology)
+    in_each = args.topology == "ingress"
+    with ServerProcess("model.serving", *options) as server:
+        times, rows = validate(server, 2, Workload.drawn(), args.seconds, in_each)
     print(times)
     for i, row in enumerate(rows):
         shown = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in row.items()}
         print_row(shown, header=i == 0)
+    if in_each:  # the replicas add up: HAProxy passes on more than they can do
+        return
     larger = extrapolate(times)
     figure(rows, larger).savefig(args.file, dpi=110)
     for row in larger:
