@@ -225,6 +225,7 @@ def test_times_are_fitted_and_never_negative():
     assert fit([(n, 0.008 + 0.015 * n) for n in (1, 4, 16)]) == pytest.approx((0.008, 0.015))
     assert fit([(1, 0.01), (2, 0.03)]) == pytest.approx((0, 0.014))
     assert fit([(1, 0.03), (2, 0.01)]) == pytest.approx((0.02, 0))
+    assert fit([(1, -0.01), (2, -0.03)]) == fit([(1, -0.03), (2, -0.01)]) == (0, 0)
     with pytest.raises(ValueError, match="two sizes"):
         fit([(4, 0.1), (4, 0.2)])
 
@@ -331,6 +332,7 @@ def test_the_command_prints_a_table():
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_replicas_that_sleep_are_used_alike():
     """As growth measures it: no more is answered than could be, and by every replica."""
     row = measure("front", 2, 1, seconds=2)

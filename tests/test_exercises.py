@@ -60,6 +60,7 @@ LIVE = {
         ("max_replicas_per_node=1, ", ""),
         ("max_replicas_per_node=1", "max_replicas_per_node=2"),
         ("app = ", "application = "),
+        ("Placed.bind()", "Placed"),
     ],
 }
 MEASURED = {  # checks that look the answer up in what was measured

@@ -167,6 +167,7 @@ def test_haproxy_has_the_variables():
     names = set(haproxy.PORTS) | set(haproxy.REPLICA_PORTS)
     source = inspect.getsource(serve_constants)
     names |= set(re.findall(r'"(RAY_SERVE_\w+)"', inspect.getsource(haproxy)))
+    names |= {"RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S"}  # which a test slows down
     assert len(names) > 15
     assert [name for name in sorted(names) if f'"{name}"' not in source] == []
 

@@ -20,9 +20,9 @@ def fit(records: Iterable[tuple[int, float]]) -> tuple[float, float]:
         raise ValueError("measure batches of at least two sizes")
     slope, fixed = np.polyfit(images, seconds, 1)
     if slope < 0:
-        return float(seconds.mean()), 0.0
+        return max(0.0, float(seconds.mean())), 0.0
     if fixed < 0:
-        return 0.0, float(images @ seconds / (images @ images))
+        return 0.0, max(0.0, float(images @ seconds / (images @ images)))
     return float(fixed), float(slope)
 
 

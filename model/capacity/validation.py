@@ -98,7 +98,7 @@ def _count(number: int, name: str) -> str:
 def main() -> None:
     """Print the service times, predicted and measured loads, and what larger loads would take.
 
-    Draws imgs/capacity.png.
+    Draws imgs/capacity.png; with KServe in each replica it prints the loads, and that is all.
     """
     parser = argparse.ArgumentParser(
         prog="python -m model.capacity.validation", description="The simulation against a server."

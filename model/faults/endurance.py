@@ -38,13 +38,19 @@ MOST_MB_AN_HOUR = 10
 Sizes = dict[psutil.Process, tuple[float, int]]  # of each process: MB of its own, open files
 
 
-def endurance(server: ServerProcess, work: Workload, hours: float = 1.0) -> Experiment:
+def endurance(
+    server: ServerProcess, work: Workload, hours: float = 1.0, options: Sequence[str] = HALVES
+) -> Experiment:
     """Load a server for so many hours, with faults, and follow every process's memory and files.
 
-    server: of `ours`, with room for a third replica. The experiment counts the waiting clients'
-    requests; what became of the others, and what grew, is among its facts.
+    server: of `ours`, with these options, and room for a third replica. The experiment counts the
+    waiting clients' requests; what became of the others, and what grew, is among its facts. Raises
+    ValueError when no replica would be killed in that time, and RuntimeError when nobody gave up.
     """
     seconds = hours * HOUR_S
+    faults = list(_faults(server, seconds, options))
+    if not faults:
+        raise ValueError(f"give {KILL_EVERY_S / HOUR_S:.2g} hours or more: else there is no fault")
     calm = run_experiment(server, "", work, min(10.0, seconds / 10))
     capacity, usual_s = calm.run.throughput, calm.latency_s(0.5)
     name = f"{hours:g} hours at 70 % of what it can do, with faults"
@@ -57,10 +63,10 @@ def endurance(server: ServerProcess, work: Workload, hours: float = 1.0) -> Expe
         others = thread.submit(
             open_loop, server.predict, work, IMPATIENT * capacity, seconds, **how
         )
-        found = run_experiment(
-            server, name, work, seconds, list(_faults(server, seconds)), rate=STEADY * capacity
-        )
+        found = run_experiment(server, name, work, seconds, faults, rate=STEADY * capacity)
     impatient = others.result()
+    if not impatient.errors.get("timed out"):
+        raise RuntimeError("no client gave up: the load was too small")
     found.facts |= {
         "evidence: requests given up": str(impatient.errors.get("timed out", 0)),
         "others' requests": ", ".join(f"{n} {what}" for what, n in impatient.errors.items()),
@@ -76,8 +82,10 @@ def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
 
     seen: (when, in seconds; sizes). The line is through the medians of each minute, as neighbours
     among the single values resemble each other; ± is half of its 95 % interval. Both are nan where
-    there are less than four minutes.
+    there are less than four minutes. What grows does so by more than that interval.
     """
+    if not seen:
+        return {}
     lasting = [process for process in seen[0][1] if all(process in sizes for _, sizes in seen)]
     minutes: dict[int, list[Sizes]] = {}
     for when, sizes in seen:
@@ -88,7 +96,7 @@ def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
         memory = [statistics.median(s[process][0] for s in each) for each in minutes.values()]
         files = [statistics.median(s[process][1] for s in each) for each in minutes.values()]
         slope, half = _slope(hours, np.array(memory))
-        verdict = " **grows**" if slope > MOST_MB_AN_HOUR else ""
+        verdict = " **grows**" if slope - half > MOST_MB_AN_HOUR else ""
         title = _title(process)
         titles[title] += 1
         found[f"{title} {titles[title]}"] = (
@@ -98,12 +106,12 @@ def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
     return found
 
 
-def _faults(server: ServerProcess, seconds: float) -> Iterator[Fault]:
+def _faults(server: ServerProcess, seconds: float, options: Sequence[str]) -> Iterator[Fault]:
     """Kills, and another version and the first by turns; none at the very end."""
     kill = partial(inject.kill_one, server)
     for at in np.arange(KILL_EVERY_S / 2, seconds - KILL_EVERY_S / 4, KILL_EVERY_S):
         yield Fault(float(at), "a replica killed", kill)
-    versions = [(*HALVES, *OTHER), HALVES]
+    versions = [(*options, *OTHER), options]
     moments = np.arange(REDEPLOY_EVERY_S / 2, seconds - REDEPLOY_EVERY_S / 4, REDEPLOY_EVERY_S)
     for turn, at in enumerate(moments):
         change = partial(inject.change, server, *versions[turn % 2])
@@ -130,8 +138,10 @@ def _malformed(server: ServerProcess) -> Iterator[Counter[str]]:
 
 
 def _sizes(server: ServerProcess) -> Sizes:
-    found = {}
-    for process in server.processes():
+    found, there = {}, []
+    with contextlib.suppress(psutil.Error):
+        there = server.processes()
+    for process in there:
         with contextlib.suppress(psutil.Error):  # it has ended
             found[process] = process.memory_full_info().uss / 1e6, process.num_fds()
     return found
@@ -164,10 +174,12 @@ def main(argv: list[str] | None = None, work: Callable[[], Workload] = Workload.
     parser.add_argument("hours", nargs="?", type=float, default=1.0, help="(default: 1)")
     parser.add_argument("--topology", choices=("front", "ingress"), default="front")
     args = parser.parse_args(argv)
-    if not args.hours >= 0.05:
-        parser.error("give 0.05 hours or more: in less no replica is killed")
-    with ours(*HALVES, "--topology", args.topology) as server:
-        report([endurance(server, work(), args.hours)])
+    options = (*HALVES, "--topology", args.topology)
+    with ours(*options) as server:
+        try:
+            report([endurance(server, work(), args.hours, options)])
+        except ValueError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

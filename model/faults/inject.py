@@ -20,6 +20,7 @@ from model.loadtest.server_process import ServerProcess
 
 GONE_WITHIN_S = 10
 CHANGED_WITHIN_S = 60
+ENDED_WITHIN_S = 75
 
 
 def kill_one(server: ServerProcess) -> str:
@@ -109,7 +110,7 @@ def terminate(server: ServerProcess) -> str:
     if server.process.poll() is not None:
         raise RuntimeError("the server had ended before")
     server.process.terminate()
-    status = server.process.wait(CHANGED_WITHIN_S)
+    status = server.process.wait(ENDED_WITHIN_S)
     return f"the server's process ended with status {status}"
 
 

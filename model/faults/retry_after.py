@@ -48,6 +48,8 @@ def compare(
         run = closed_loop(server.predict, work, clients, seconds, **how)
         if not run.retries:
             raise RuntimeError("no request was rejected: the server admits all clients")
+        if not run.latencies:
+            raise RuntimeError("no request was answered: measure for longer")
         found[kind].append(run)
     return found
 
@@ -56,9 +58,8 @@ def rows(found: dict[str, list[Run]]) -> list[dict]:
     """A row for each kind: medians of its runs; latency is from a request's first attempt on."""
     table = []
     for kind, runs in found.items():
-        attempts = [(run.sent + run.retries) / _answered(run) for run in runs]
         row = {"clients retry": kind, "answered a second": _median(r.throughput for r in runs)}
-        row["attempts for an answer"] = _median(attempts)
+        row["attempts for an answer"] = _median(map(_attempts, runs))
         row |= {f"p{p}, s": _median(run.quantile(p / 100) for run in runs) for p in (50, 95, 99)}
         row["cores of KServe's process"] = _median(run.cpu["frontend"] for run in runs)
         row["cores of the clients"] = _median(run.client_cpu for run in runs)
@@ -75,8 +76,7 @@ def figure(found: dict[str, list[Run]], title: str) -> Figure:
         )
         for place, (kind, runs) in enumerate(found.items()):
             values = [run.throughput for run in runs]
-            attempts = [(run.sent + run.retries) / _answered(run) for run in runs]
-            for axes, mine in ((left, values), (middle, attempts)):
+            for axes, mine in ((left, values), (middle, [*map(_attempts, runs)])):
                 height = statistics.median(mine)
                 spread = [[height - min(mine)], [max(mine) - height]]
                 axes.bar(place, height, 0.6, color=LOOKS[kind], yerr=spread, ecolor="black")
@@ -99,8 +99,9 @@ def figure(found: dict[str, list[Run]], title: str) -> Figure:
     return drawn
 
 
-def _answered(run: Run) -> int:
-    return sum(sample.outcome == RIGHT for sample in run.samples)
+def _attempts(run: Run) -> float:
+    """For each request that was answered."""
+    return (run.sent + run.retries) / sum(sample.outcome == RIGHT for sample in run.samples)
 
 
 def _median(values) -> float:

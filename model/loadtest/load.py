@@ -31,6 +31,12 @@ def main() -> None:
     sys.stdout.buffer.write(pickle.dumps(asyncio.run(load.run())))
 
 
+def _pause(headers: dict[str, str]) -> float:
+    """The seconds of a Retry-After; without one that is a number, a second."""
+    said = headers.get("retry-after", "")
+    return float(said) if said.isdecimal() else 1.0
+
+
 @dataclass
 class Load:
     """One run: its clients are tasks, which share connections.
@@ -115,7 +121,7 @@ class Load:
             self._step(+1)
             outcome, headers, body = await self._exchange(number, until)
             while outcome == REJECTED and self.retry:
-                pause = float(headers.get("retry-after", 1)) if self.retry == AS_TOLD else 0
+                pause = _pause(headers) if self.retry == AS_TOLD else 0
                 if self.now() + pause >= until:
                     break
                 await asyncio.sleep(pause)

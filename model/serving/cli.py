@@ -128,6 +128,8 @@ def application_config(args: dict[str, Any]) -> ServerConfig:
     add_ray_options(parser, address="auto")
     typed += [f"--{key}={value}" for key, value in options.items()]
     parsed = parser.parse_args([f"--model_name={name}", *typed])
+    if parsed.topology != "front":
+        parser.error("--topology is for `python -m model.serving`: leave it out")
     models = _models(parser, parsed, [target])
     return _config(parser, parsed, models, _replicas(parser, parsed, models))
 

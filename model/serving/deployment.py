@@ -130,7 +130,8 @@ def _outcome(name: str) -> DeploymentHandle | CannotStart:
 
 def running(name: str) -> int:
     """How many replicas of an application run."""
-    deployments = serve.status().applications[name].deployments.values()
+    found = serve.status().applications.get(name)
+    deployments = found.deployments.values() if found else ()
     return sum(each.replica_states.get("RUNNING", 0) for each in deployments)
 
 
@@ -169,8 +170,7 @@ def deployment_options(
     gpus = replicas.gpus
     if gpus is None:
         total = ray.cluster_resources().get("GPU", 0)
-        deployments = len(config.models) / len(planned.models)
-        share = total / (replicas.max_replicas * deployments)
+        share = total / (replicas.max_replicas * len(applications(config)))
         gpus = 1 if share >= 1 else int(share * 100) / 100
     state = {"reload_at": reload_at, "deployed": _as_text(config), "draining": draining}
     level = "INFO" if log.access_log else "WARNING"

@@ -138,12 +138,12 @@ def _pushback(seconds: int) -> tuple[tuple[str, str]]:
     return (("grpc-retry-pushback-ms", str(1000 * seconds)),)
 
 
-def _rejection(sentence: str, seconds: int) -> grpc.RpcMethodHandler:
+def _rejection(why: str, seconds: int) -> grpc.RpcMethodHandler:
     """A handler that answers UNAVAILABLE and parses nothing."""
 
     async def reject(_: bytes, context) -> None:
         context.set_trailing_metadata(_pushback(seconds))
-        await context.abort(grpc.StatusCode.UNAVAILABLE, sentence)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, why)
 
     return grpc.unary_unary_rpc_method_handler(reject)
 

@@ -105,6 +105,7 @@ def servers(folder: Path, application: str) -> dict[str, int]:
     """
     try:
         with socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(1)
             admin.connect(str(next(folder.rglob(ADMIN))))  # in a folder of the node's
             admin.sendall(b"show stat\n")
             with admin.makefile() as answer:

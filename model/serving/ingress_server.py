@@ -7,9 +7,10 @@ import grpc
 from kserve.logging import logger
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from ray import serve
 
 from model.serving.config import CannotStart, EndpointConfig, ServerConfig
-from model.serving.deployment import APPLICATION, deploy, running
+from model.serving.deployment import APPLICATION, deploy, deployed, running
 from model.serving.ending import Ending, signals
 from model.serving.haproxy import servers, stop_listening
 from model.serving.server import announce
@@ -24,10 +25,10 @@ def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
     what is in flight is answered first: HAProxy serves before this process knows that it does.
     """
     try:
-        deployed = deploy(config)[APPLICATION]
-        if isinstance(deployed, CannotStart):
-            raise deployed
-        for failure in deployed.failures.remote().result(timeout_s=60):
+        handle = deploy(config)[APPLICATION]
+        if isinstance(handle, CannotStart):
+            raise handle
+        for failure in handle.failures.remote().result(timeout_s=60):
             print(f"not served: {failure}", flush=True)
         asyncio.run(_until_told(config, folder))
     finally:
@@ -42,19 +43,31 @@ async def _until_told(config: ServerConfig, folder: Path) -> None:
         await ending.asked.wait()
         announcement.cancel()
         if config.endpoint.drain_s:
-            await asyncio.to_thread(deploy, config, draining=True)
+            await asyncio.to_thread(_drain, config)
             await ending.drain(config.endpoint.drain_s)
+
+
+def _drain(config: ServerConfig) -> None:
+    """Have the replicas say that they are not ready; they stay as they were deployed last."""
+    running = deployed(serve.get_app_handle(APPLICATION))
+    deploy(running or config, draining=True)
 
 
 async def _announce(config: ServerConfig, folder: Path) -> None:
     """Print the ready line once HAProxy knows every replica, and one answers."""
-    while not (
-        await asyncio.to_thread(_all_known, config.endpoint, folder)
-        and await _answers_http(config.endpoint)
-        and await _answers_grpc(config.endpoint)
-    ):
+    while not await _is_ready(config.endpoint, folder):
         await asyncio.sleep(0.05)
     announce(config)
+
+
+async def _is_ready(endpoint: EndpointConfig, folder: Path) -> bool:
+    try:
+        known = await asyncio.to_thread(_all_known, endpoint, folder)
+        return known and await _answers_http(endpoint) and await _answers_grpc(endpoint)
+    except Exception as error:  # whatever it is, it may be over soon
+        logger.warning("cannot tell whether the server is ready: %s", error)
+        await asyncio.sleep(1)
+        return False
 
 
 def _all_known(endpoint: EndpointConfig, folder: Path) -> bool:

@@ -60,7 +60,7 @@ def held_ports(count: int) -> Iterator[list[int]]:
 
 
 def hold_port(host: str, port: int) -> None:
-    """Keep a port from everybody else until a server of this process listens on it, as above: Ray,
+    """Keep a port from those who look for a free one, as above, until a server listens on it: Ray,
     too, takes ports that are free.
 
     Raises OSError when it is taken, and OverflowError when there is no such port.

@@ -86,7 +86,7 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
 
 
 def _grpc_server(application: Application, config: ServerConfig) -> GrpcServer:
-    return GrpcServer(config.endpoint, config.limits.request_timeout_s, *application[1:])
+    return GrpcServer(config.endpoint, config.grace_s, *application[1:])
 
 
 def _serve_with_workers(

@@ -17,7 +17,7 @@ def start(config: ServerConfig, wrap: Wrap | None = None) -> None:
     if wrap is not None and config.topology == "ingress":
         raise CannotStart(
             "with --topology ingress requests do not pass this process, which is to check them: "
-            "leave it out"
+            "leave --topology out"
         )
     print(config.listing(), flush=True)
     if config.replicas is None:
