@@ -310,6 +310,7 @@ def test_options_of_a_config_file():
         ({"replicas": 2}, "replicas"),
         ({"num_replicas": 0}, "from 1 on"),
         ({"model": "no_such_module:Tiny"}, "no_such_module"),
+        ({"topology": "ingress"}, "leave it out"),
     ):
         with pytest.raises(ValueError, match=part):
             application(args)

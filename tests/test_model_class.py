@@ -12,7 +12,7 @@ import pytest
 
 from model.serving.cli import server_config
 from model.serving.config import CannotStart, ModelConfig
-from model.serving.deployment import applications, deployment_options
+from model.serving.deployment import deployment_options, plan
 from model.serving.machine import free_port
 from model.serving.model_class import make_model
 from tests.served import FILE, empty_folder
@@ -99,8 +99,8 @@ def test_the_version_of_a_deployment_covers_the_models_own_file(tmp_path_factory
         ports = ["--http_port", str(free_port()), "--grpc_port", str(free_port())]
         ports += ["--cpus_per_replica", "0.5"]
         config = server_config([*ports, "foreign_models:WordCount", *options])
-        [planned] = applications(config)
-        return deployment_options(planned, config)["version"]
+        [application] = plan(config)
+        return deployment_options(application, config)["version"]
 
     before = version("--num_replicas", "1")
     assert version("--num_replicas", "2") == before

@@ -5,6 +5,7 @@ from typing import Literal
 
 DEFAULT_TARGET = "model.alexnet.model:AlexNetModel"  # what is served when no model is named
 DEFAULT_NAME = "custom-model"
+APPLICATION = "kserve"  # with `--topology ingress`: there is one, whatever it serves
 
 
 class CannotStart(RuntimeError):
@@ -113,6 +114,13 @@ class ServerConfig:
     replicas: ReplicaConfig | None = None
     topology: Literal["front", "ingress"] = "front"  # KServe in front of replicas, or in each
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def applications(self) -> dict[str, tuple[ModelConfig, ...]]:
+        """What Ray Serve runs: the name of each application, and the models in its replicas."""
+        if self.topology == "ingress":
+            return {APPLICATION: self.models}
+        return {model.name: (model,) for model in self.models}
 
     @property
     def admission_limit(self) -> int:

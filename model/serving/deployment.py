@@ -17,6 +17,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from model.serving.config import (
+    APPLICATION,
     CannotStart,
     ClusterConfig,
     EndpointConfig,
@@ -27,7 +28,6 @@ from model.serving.model_class import source_of
 from model.serving.replica import Replica
 from model.serving.upstream_ray import versioned
 
-APPLICATION = "kserve"  # with `--topology ingress`: there is one, whatever it serves
 UNLIMITED = 100_000
 STARTING = ("NOT_STARTED", "DEPLOYING")
 # The last line of a traceback: the kind of the error, without its module, and what it says.
@@ -48,8 +48,8 @@ def application(args: dict[str, Any]) -> serve.Application:
         config = cli.application_config(args)
     except SystemExit as refusal:
         raise ValueError(str(refusal)) from None
-    [planned, *_] = applications(config)
-    return bind(planned, config)
+    [first, *_] = plan(config)
+    return bind(first, config)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Planned:
     scaling: dict[str, Any]  # and of its autoscaling
 
 
-def applications(config: ServerConfig) -> list[Planned]:
+def plan(config: ServerConfig) -> list[Planned]:
     """What Ray Serve is to run as the configuration says."""
     if config.topology == "ingress":
         return [_of_all_models(config)]
@@ -106,7 +106,7 @@ def deploy(
     are not ready, and go on. Returns for each name the handle of its replicas, or why there are
     none; the others run.
     """
-    planned = [each for each in applications(config) if only is None or each.name in only]
+    chosen = [each for each in plan(config) if only is None or each.name in only]
     targets = [
         serve.RunTarget(
             bind(each, config, reload_at, draining),
@@ -114,11 +114,11 @@ def deploy(
             route_prefix=each.route_prefix,
             external_scaler_enabled=config.replicas.num_replicas is not None,
         )
-        for each in planned
+        for each in chosen
     ]
     with contextlib.suppress(RuntimeError):  # of the first that fails; it is looked up below
         serve.run_many(targets)
-    return {each.name: _outcome(each.name) for each in planned}
+    return {each.name: _outcome(each.name) for each in chosen}
 
 
 def _outcome(name: str) -> DeploymentHandle | CannotStart:
@@ -170,7 +170,7 @@ def deployment_options(
     gpus = replicas.gpus
     if gpus is None:
         total = ray.cluster_resources().get("GPU", 0)
-        share = total / (replicas.max_replicas * len(applications(config)))
+        share = total / (replicas.max_replicas * len(config.applications))
         gpus = 1 if share >= 1 else int(share * 100) / 100
     state = {"reload_at": reload_at, "deployed": _as_text(config), "draining": draining}
     level = "INFO" if log.access_log else "WARNING"

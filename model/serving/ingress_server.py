@@ -9,8 +9,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from ray import serve
 
-from model.serving.config import CannotStart, EndpointConfig, ServerConfig
-from model.serving.deployment import APPLICATION, deploy, deployed, running
+from model.serving.config import APPLICATION, CannotStart, EndpointConfig, ServerConfig
+from model.serving.deployment import deploy, deployed, running
 from model.serving.ending import Ending, signals
 from model.serving.haproxy import servers, stop_listening
 from model.serving.server import announce

@@ -26,13 +26,13 @@ def main() -> None:
     from ray import serve
 
     from model.serving.config import CannotStart
-    from model.serving.deployment import applications, deploy, deployed
+    from model.serving.deployment import deploy, deployed
     from model.serving.ray_cluster import Cluster
 
     with cleaning_up(), Cluster(config.cluster):
         running = serve.status().applications
         handles = {}
-        for name in [planned.name for planned in applications(config)]:
+        for name in config.applications:
             if name not in running:
                 raise CannotStart(
                     f"no server runs {name!r} on the cluster at {config.cluster.address}"

@@ -52,11 +52,11 @@ def _behind_haproxy(config: ServerConfig) -> None:
     from model.serving.haproxy import haproxy_variables
 
     with cleaning_up(), haproxy_variables(config.limits) as folder:
-        from model.serving.deployment import APPLICATION  # Ray reads the variables as it comes in
+        # Ray reads the variables as it is imported.
         from model.serving.ingress_server import serve_behind_haproxy
         from model.serving.ray_cluster import Cluster
 
-        with Cluster.announced(config.cluster, [APPLICATION]):
+        with Cluster.announced(config.cluster, config.applications):
             serve_behind_haproxy(config, folder)
 
 
@@ -66,7 +66,7 @@ def _in_replicas(config: ServerConfig, wrap: Wrap | None) -> None:
     from model.serving.ray_cluster import Cluster
     from model.serving.replica_pool import ReplicaPool
 
-    with cleaning_up(), Cluster.announced(config.cluster, [model.name for model in config.models]):
+    with cleaning_up(), Cluster.announced(config.cluster, config.applications):
         backends: dict[str, Backend] = {}
         for name, handle in deploy(config).items():
             if isinstance(handle, Exception):
