@@ -25,7 +25,7 @@ from model.alexnet.model import AlexNetModel
 from model.loadtest.bodies import v1_body
 from model.serving.arrival import arrived
 from model.serving.batched_model import BatchedModel
-from model.serving.batcher import OVERLOAD_S, Batcher
+from model.serving.batcher import LONG_S, OVERLOAD_S, Batcher
 from model.serving.config import BatchingConfig, ModelConfig
 from model.serving.dispatch import Waiting
 from model.serving.errors import ERRORS
@@ -311,6 +311,30 @@ def test_the_newest_go_first_once_clients_give_up():
         assert "e" in [batch[0] for batch in work.batches]
         order = [batch[0] for batch in work.batches]
         assert order.index("e") < order.index("d")
+
+    in_virtual_time(main())
+
+
+def test_whoever_has_waited_for_long_is_not_passed_over_forever():
+    """While others go on giving up, and newer ones go on coming."""
+
+    async def main():
+        batcher = Batcher(Work(seconds=1), max_size=1)
+        others = [asyncio.ensure_future(batcher("busy"))]
+        await asyncio.sleep(0.1)
+        came, waited = now(), []
+        old = asyncio.ensure_future(batcher("old"))
+        old.add_done_callback(lambda _: waited.append(now() - came))
+        gone = asyncio.ensure_future(batcher("gone"))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        for i in range(30):  # a newer one for each batch, and one that gives up
+            others.append(asyncio.ensure_future(batcher(f"newer {i}")))
+            gone = asyncio.ensure_future(batcher("gone"))
+            await asyncio.sleep(0.9)
+            gone.cancel()
+        await asyncio.gather(old, *others)
+        assert LONG_S <= waited[0] < LONG_S + 3
 
     in_virtual_time(main())
 

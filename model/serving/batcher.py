@@ -8,6 +8,7 @@ from typing import Any
 from model.serving.dispatch import Rule, Waiting, even_share
 
 OVERLOAD_S = 2.0  # after a client gave up, so long the newest requests go first
+LONG_S = 5.0  # but those who have waited for longer, whose clients are not of that kind
 REMEMBERED = 8  # batches, of whose durations the shortest counts
 
 
@@ -24,7 +25,9 @@ class Batcher:
     more is cancelled. An item whose deadline cannot be met is not begun. Items go in the order in
     which they came, until clients give up: then, for a while, the newest go first, for whom there
     is still time ("adaptive LIFO": B. Maurer, Fail at Scale, ACM Queue 13-8, 2015). The oldest
-    would be given up while they are worked on, and so everybody's.
+    would be given up while they are worked on, and so everybody's. But whoever has waited for some
+    seconds is not passed over: else a few clients that give up would have the others wait for as
+    long as there is a queue.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        entry = _Entry(item, self._size(item), future, deadline)
+        entry = _Entry(item, self._size(item), future, loop.time(), deadline)
         if self._too_late(entry, loop.time()):
             raise TooLate
         self._queue[future] = entry
@@ -128,9 +131,10 @@ class Batcher:
     def _take(self, share: int) -> list["_Entry"]:
         """Remove the items of the next batch from the queue; those that are too late fail."""
         now = asyncio.get_running_loop().time()
-        newest_first = now < self._newest_first_until
         taken, total = [], 0
         while self._queue:
+            oldest = next(iter(self._queue.values()))
+            newest_first = now < self._newest_first_until and now - oldest.since < LONG_S
             future, entry = self._queue.popitem(last=newest_first)
             if taken and total + entry.size > share:
                 self._queue[future] = entry
@@ -193,10 +197,14 @@ class TooLate(TimeoutError):
 class _Entry:
     """One item, and who waits for it."""
 
-    __slots__ = ("deadline", "future", "item", "size")
+    __slots__ = ("deadline", "future", "item", "since", "size")
 
-    def __init__(self, item: Any, size: int, future: asyncio.Future, deadline: float | None):
-        self.item, self.size, self.future, self.deadline = item, size, future, deadline
+    def __init__(
+        self, item: Any, size: int, future: asyncio.Future, since: float, deadline: float | None
+    ) -> None:
+        """since: when it came, on the event loop's clock."""
+        self.item, self.size, self.future = item, size, future
+        self.since, self.deadline = since, deadline
 
 
 class _Batch:
