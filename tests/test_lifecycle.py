@@ -171,6 +171,15 @@ def test_what_is_in_flight_has_so_long(takes_s, answered):
     assert asyncio.run(main()).startswith(b"HTTP/1.1 200") == answered
 
 
+def test_the_memory_of_a_server_whose_process_has_just_ended(monkeypatch):
+    """HAProxy is replaced whenever it learns of a replica: what is there counts."""
+    ended = psutil.Popen(["true"])
+    ended.wait()
+    server = object.__new__(ServerProcess)
+    monkeypatch.setattr(server, "processes", lambda: [psutil.Process(), ended], raising=False)
+    assert server.memory() > 0
+
+
 def test_requests_in_flight_have_all_the_time_that_they_may_take():
     """Also where that is long."""
     limits = LimitsConfig(request_timeout_s=300)

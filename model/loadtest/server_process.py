@@ -83,12 +83,16 @@ class ServerProcess:
                     raise RuntimeError(f"{self.module} ended: {self._tail()}")
                 with contextlib.suppress(requests.RequestException):
                     health = f"{self.url}/v2/models/{self.name}/ready"
-                    if requests.get(health, timeout=5).status_code == 200:
+                    if requests.get(health, timeout=5).status_code == 200 and self._all_there():
                         bar.set_description_str(f"{self.module} is ready after")
                         return
                 bar.update()
                 time.sleep(0.2)
         raise RuntimeError(f"{self.module} is not ready in {READY_WITHIN_S} s: {self._tail()}")
+
+    def _all_there(self) -> bool:
+        """Whether nothing of it is still to come: model.serving says so when all replicas serve."""
+        return self.module != "model.serving" or "ready after" in self.log.read_text()
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text().splitlines()[-15:])
@@ -102,8 +106,12 @@ class ServerProcess:
 
         On Linux that is PSS; elsewhere what is shared is left out (USS).
         """
-        infos = [process.memory_full_info() for process in self.processes()]
-        return sum(getattr(info, "pss", info.uss) for info in infos)
+        total = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                info = process.memory_full_info()
+                total += getattr(info, "pss", info.uss)
+        return total
 
     def stop(self) -> None:
         """SIGTERM, then wait until all its processes are gone; a second call does nothing."""
