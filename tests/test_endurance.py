@@ -53,24 +53,26 @@ def test_a_process_that_comes_or_goes_is_left_out():
 
 def test_an_hour_has_faults():
     """A kill every five minutes, a version every twenty; too short a time has none, and says so."""
-    faults = [fault.name for fault in endurance._faults(None, 3600, ())]
+    steps = list(endurance._faults(None, 3600, ("--topology", "ingress")))
+    faults = [step.name for step in steps]
     assert (faults.count("a replica killed"), faults.count("another version")) == (12, 3)
+    changes = [step.inject.args for step in steps if step.name == "another version"]
+    assert all(args[1:3] == ("--topology", "ingress") for args in changes)  # as it was started
+    assert changes[0] != changes[1] and changes[0] == changes[2]
     with pytest.raises(ValueError, match="0.083 hours or more"):
         endurance.endurance(None, None, 0.05)
 
 
 @pytest.mark.long
 @pytest.mark.alone
-@pytest.mark.parametrize("topology", ["front", "ingress"])
-def test_half_a_minute(topology, monkeypatch):
+def test_half_a_minute(monkeypatch):
     """Two kills and a redeploy, beside clients that give up and bad requests: nobody notices."""
     monkeypatch.setattr(endurance, "KILL_EVERY_S", 20)
     monkeypatch.setattr(endurance, "REDEPLOY_EVERY_S", 40)
     monkeypatch.setattr(endurance, "LOOK_EVERY_S", 1)
     monkeypatch.setattr(endurance, "MALFORMED_EVERY_S", 2)
-    options = (*HALVES, "--topology", topology)
-    with ours(*options) as server:
-        found = endurance.endurance(server, Workload.drawn(16), 36 / 3600, options)
+    with ours(*HALVES) as server:
+        found = endurance.endurance(server, Workload.drawn(16), 36 / 3600)
     assert (found.failed, found.rejected, found.run.wrong) == (0, 0, 0), found.run.errors
     assert [fault.name for fault in found.faults].count("a replica killed") == 2
     assert "another version" in {fault.name for fault in found.faults}
