@@ -1,7 +1,9 @@
 """Our gRPC server on the wire: clients that send half a message, and connections that are old."""
 
 import asyncio
+import contextlib
 import struct
+from collections.abc import AsyncIterator
 
 import grpc
 from kserve.model_repository import ModelRepository
@@ -49,12 +51,18 @@ def half_a_message() -> bytes:
     return preface + frame(1, 4, 1, text) + frame(0, 0, 1, begun)
 
 
-def server(port: int, call_s: float, admission: Admission | None = None) -> GrpcServer:
-    """One without models, which admits one request."""
+@contextlib.asynccontextmanager
+async def served(call_s: float, admission: Admission | None = None) -> AsyncIterator[int]:
+    """The port of a server without models, which admits one request."""
     registry, admission = ModelRepository(), admission or Admission(["x"], 1)
     dataplane, repository = StrictDataPlane(registry, admission), ClosedRepository(registry)
-    endpoint = EndpointConfig(grpc_port=port)
-    return GrpcServer(endpoint, call_s, dataplane, repository, admission, Receiving(2**20))
+    endpoint = EndpointConfig(grpc_port=free_port())
+    rpc = GrpcServer(endpoint, call_s, dataplane, repository, admission, Receiving(2**20))
+    await rpc.start()
+    try:
+        yield endpoint.grpc_port
+    finally:
+        await rpc.stop(0)
 
 
 async def live(channel: grpc.aio.Channel) -> bool:
@@ -68,19 +76,16 @@ def test_half_a_message_keeps_nobody_out(monkeypatch):
     monkeypatch.setattr(grpc_server, "CONNECTION_S", 1)
 
     async def main() -> None:
-        port = free_port()
-        rpc = server(port, call_s=0.5)
-        await rpc.start()
-        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
-        for _, writer in slow:
-            writer.write(half_a_message())
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            assert all([await live(channel) for _ in range(20)])
-        async with asyncio.timeout(10):
-            for reader, writer in slow:
-                await reader.read()  # until it is closed
-                writer.close()
-        await rpc.stop(0)
+        async with served(call_s=0.5) as port:
+            slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+            for _, writer in slow:
+                writer.write(half_a_message())
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                assert all([await live(channel) for _ in range(20)])
+            async with asyncio.timeout(10):
+                for reader, writer in slow:
+                    await reader.read()  # until it is closed
+                    writer.close()
 
     asyncio.run(main())
 
@@ -90,14 +95,11 @@ def test_old_connections_are_closed_without_loss(monkeypatch):
     monkeypatch.setattr(grpc_server, "CONNECTION_S", 0.2)
 
     async def main() -> int:
-        port = free_port()
-        rpc = server(port, call_s=5)
-        await rpc.start()
-        answered, end = 0, asyncio.get_running_loop().time() + 2
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            while asyncio.get_running_loop().time() < end:
-                answered += await live(channel)
-        await rpc.stop(0)
+        async with served(call_s=5) as port:
+            answered, end = 0, asyncio.get_running_loop().time() + 2
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                while asyncio.get_running_loop().time() < end:
+                    answered += await live(channel)
         return answered
 
     assert asyncio.run(main()) > 50
@@ -107,16 +109,16 @@ def test_a_rejection_says_when_to_come_back():
     """As gRPC's own clients read it: in milliseconds, in the trailing metadata."""
 
     async def main() -> dict[str, str]:
-        port, admission = free_port(), Admission(["x"], 1)
-        rpc = server(port, call_s=5, admission=admission)
-        await rpc.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        admission = Admission(["x"], 1)
+        async with (
+            served(call_s=5, admission=admission) as port,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
             with admission.of("x").admitted():
                 try:
                     await GRPCInferenceServiceStub(channel).ModelInfer(pb.ModelInferRequest())
                 except grpc.aio.AioRpcError as error:
                     rejected = error
-        await rpc.stop(0)
         assert rejected.code() is grpc.StatusCode.UNAVAILABLE
         return dict(rejected.trailing_metadata())
 
@@ -127,19 +129,16 @@ def test_the_frames_are_right():
     """What the slow clients begin is a call: with the rest of its message it gets an answer."""
 
     async def main() -> None:
-        port = free_port()
-        rpc = server(port, call_s=5)
-        await rpc.start()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(half_a_message())
-        writer.write(frame(0, 0, 1, bytes(MESSAGE - 20)) + frame(0, 1, 1, bytes(10)))
-        async with asyncio.timeout(10):
-            kind = None
-            while kind != HEADERS_FRAME:
-                head = await reader.readexactly(9)
-                kind = head[3]
-                await reader.readexactly(int.from_bytes(head[:3], "big"))
-        writer.close()
-        await rpc.stop(0)
+        async with served(call_s=5) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(half_a_message())
+            writer.write(frame(0, 0, 1, bytes(MESSAGE - 20)) + frame(0, 1, 1, bytes(10)))
+            async with asyncio.timeout(10):
+                kind = None
+                while kind != HEADERS_FRAME:
+                    head = await reader.readexactly(9)
+                    kind = head[3]
+                    await reader.readexactly(int.from_bytes(head[:3], "big"))
+            writer.close()
 
     asyncio.run(main())

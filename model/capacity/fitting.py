@@ -43,8 +43,9 @@ def fit_service_times(runs: Iterable[Run], least: int = 5, in_each: bool = False
             batches[h["x-worker"], h["x-started"]].append(float(h["x-finished"]))
         model_s = 0.0
         for (_, started), finished in batches.items():
-            seconds[len(finished)].append(finished[0] - float(started))
-            model_s += finished[0] - float(started)
+            took = finished[0] - float(started)
+            seconds[len(finished)].append(took)
+            model_s += took
         cpu_s = run.cpu["frontend"] * run.seconds - (model_s if in_each else 0.0)
         frontends.append((len(run.headers) / len(batches), cpu_s / len(batches)))
     medians = {n: statistics.median(s) for n, s in sorted(seconds.items()) if len(s) >= least}

@@ -45,8 +45,8 @@ def validate(
     def learn() -> None:
         watch = {server.process.pid: "frontend"}
         if in_each:
-            parts = {process: records.part_of(process) for process in server.processes()}
-            watch = {p.pid: "frontend" for p, part in parts.items() if part == "replicas"}
+            those = (p for p in server.processes() if records.part_of(p) == "replicas")
+            watch = {process.pid: "frontend" for process in those}
         how = {"warmup_s": 0.5, "keep_headers": True, "watch": watch}
         for clients in (2, 6, 12, 24, 40):
             known.append(closed_loop(server.predict, work, clients, max(seconds / 2, 0.6), **how))

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import math
 import statistics
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +56,7 @@ def endurance(
     how = {"seed": 1, "warmup_s": 0, "timeout_s": usual_s / 2}
     with (
         ThreadPoolExecutor(1) as thread,
-        _malformed(server) as statuses,
+        snapshots(server, _malformed, MALFORMED_EVERY_S) as answers,
         snapshots(server, _sizes, LOOK_EVERY_S) as seen,
     ):
         others = thread.submit(
@@ -67,6 +66,7 @@ def endurance(
     impatient = others.result()
     if not impatient.errors.get("timed out"):
         raise RuntimeError("no client gave up: the load was too small")
+    statuses = sum((each for _, each in answers), Counter())
     found.facts |= {
         "evidence: requests given up": str(impatient.errors.get("timed out", 0)),
         "others' requests": ", ".join(f"{n} {what}" for what, n in impatient.errors.items()),
@@ -118,23 +118,9 @@ def _faults(server: ServerProcess, seconds: float, options: Sequence[str]) -> It
         yield Fault(float(at), "another version", change)
 
 
-@contextlib.contextmanager
-def _malformed(server: ServerProcess) -> Iterator[Counter[str]]:
-    """In this block bodies that no model can answer are sent; yields what they get."""
-    over, statuses = threading.Event(), Counter()
-
-    def send() -> None:
-        while not over.wait(MALFORMED_EVERY_S):
-            for body in MALFORMED.values():
-                statuses[status_of(server.predict, body)] += 1
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield statuses
-    finally:
-        over.set()
-        thread.join()
+def _malformed(server: ServerProcess) -> Counter[str]:
+    """Send bodies that no model can answer; returns how many got what."""
+    return Counter(status_of(server.predict, body) for body in MALFORMED.values())
 
 
 def _sizes(server: ServerProcess) -> Sizes:

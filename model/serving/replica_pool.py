@@ -258,7 +258,7 @@ class ReplicaPool:
         if isinstance(error, BackPressureError):
             return ModelNotReady(self._name, "Its replicas are busy and the queue is full.")
         if isinstance(error, RayActorError) and attempts >= ATTEMPTS and requests == 1:
-            # Not a 503, after which it would be sent again, to crash the next ones.
+            # Not a 503, after which it would be retried, and crash the next ones.
             return InferenceError(f"Given up: {attempts} replicas crashed while they worked on it.")
         if isinstance(error, RayError | RayServeException | grpc.RpcError):
             return ModelNotReady(self._name, "The replica at work on the request was lost.")

@@ -68,10 +68,7 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
     with signals(ending.obey):
         asgi = wrap(application.asgi) if wrap else application.asgi
         http = HttpServer(uvicorn_config(asgi, config.endpoint, config.grace_s))
-        rpc = None
-        if config.endpoint.grpc_port is not None:
-            rpc = _grpc_server(application, config)
-            await rpc.start()
+        rpc = await _grpc_server(application, config)
         announcement = asyncio.create_task(_announce(config))
         serving = asyncio.create_task(http.serve())
         waiting = asyncio.create_task(ending.asked.wait())
@@ -85,8 +82,13 @@ async def _serve(application: Application, config: ServerConfig, wrap: Wrap | No
         waiting.cancel()
 
 
-def _grpc_server(application: Application, config: ServerConfig) -> GrpcServer:
-    return GrpcServer(config.endpoint, config.grace_s, *application[1:])
+async def _grpc_server(application: Application, config: ServerConfig) -> GrpcServer | None:
+    """Started; None where there is to be none."""
+    if config.endpoint.grpc_port is None:
+        return None
+    rpc = GrpcServer(config.endpoint, config.grace_s, *application[1:])
+    await rpc.start()
+    return rpc
 
 
 def _serve_with_workers(
@@ -100,10 +102,7 @@ def _serve_with_workers(
     ended = threading.Event()
 
     async def serve_grpc() -> None:
-        rpc = None
-        if config.endpoint.grpc_port is not None:
-            rpc = _grpc_server(application, config)
-            await rpc.start()
+        rpc = await _grpc_server(application, config)
         announcement = asyncio.create_task(_announce(config))
         await asyncio.to_thread(ended.wait)
         announcement.cancel()
