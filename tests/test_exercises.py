@@ -126,6 +126,17 @@ def test_a_function(name, capsys):
         assert capsys.readouterr().out.startswith(f"{verdict}: ")
 
 
+def test_batches_are_read_from_whole_lines(tmp_path, capsys):
+    """Another process may write its line, which begins with a date, right behind a number."""
+    file = tmp_path / "my_server.py"
+    file.write_text("")
+    once = "requests in this batch: "
+    log = f"{once}1\n{once}12026-11-27 05:23:06.813 kserve.trace\n\n{once}1\n"
+    assert not checks.check_serve_batch(file, lambda: log)
+    assert capsys.readouterr().out.startswith("not yet: ")
+    assert checks.check_serve_batch(file, lambda: f"{log}{once}16\n")
+
+
 def attempts(name: str) -> list[str]:
     """Cells that solve an exercise on a live server: wrongly, once or more, at last rightly."""
     file = name in FILES

@@ -127,7 +127,7 @@ def _no_batches(server: ServerProcess) -> str:
     if found != [[label] for label in expected]:
         return "32 requests at the same time do not get what they get one after the other"
     said = server.log.read_text()
-    sizes = [int(size) for size in re.findall(r"predict_batch is called with (\d+)", said)]
+    sizes = [int(size) for size in re.findall(r"predict_batch is called with (\d+)$", said, re.M)]
     if not sizes:
         return "BatchedTickets has no predict_batch"
     if max(sizes) == 1:
