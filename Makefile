@@ -40,18 +40,19 @@ lab: .venv/.ready
 check: .venv/.ready
 	@$(PYTHON_BIN) -m model.course.environment
 
-# Tests wait for servers to start much of the time, so two units of them run at a time
-# (tests/conftest.py says what a unit is).
-TWO = -n 2 --dist loadfile --no-loadscope-reorder
+# Tests wait for servers to start much of the time, so several units of them run at a time
+# (tests/conftest.py says what a unit is). On two cores two are best for those of make test, three
+# for the longer ones, which wait more.
+UNITS = --dist loadfile --no-loadscope-reorder
 
 test: lint
 	@echo "test: tests and notebooks; make test-long has the rest"
-	@$(PYTHON_BIN) -m pytest -m "not long" $(TWO) $(ARGS)
+	@$(PYTHON_BIN) -m pytest -m "not long" -n 2 $(UNITS) $(ARGS)
 
 # Those that measure come last, alone. 5: ARGS selected no test of that phase.
 test-long: lint
 	@echo "test-long: the longer tests; leave the machine to them"
-	@$(PYTHON_BIN) -m pytest -m "long and not alone" $(TWO) $(ARGS); most=$$?; \
+	@$(PYTHON_BIN) -m pytest -m "long and not alone" -n 3 $(UNITS) $(ARGS); most=$$?; \
 		$(PYTHON_BIN) -m pytest -m "long and alone" $(ARGS); alone=$$?; \
 		case $$most$$alone in 00 | 05 | 50) ;; *) exit 1 ;; esac
 

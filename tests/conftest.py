@@ -22,7 +22,7 @@ from model.loadtest.server_process import ServerProcess
 from model.serving.machine import free_port
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = "test_notebooks.py"
+NOTEBOOKS = ("test_notebooks.py", "test_exercises.py::test_on_a_live_server")
 # Files whose tests share the servers of `plain` and `replicas` below.
 SHARE_SERVERS = (
     "test_bad_grpc.py",
@@ -36,7 +36,11 @@ BOTH = pytest.mark.parametrize("server", ["plain", "replicas"], indirect=True)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Notebooks first: they take longest, and should not be what is left at the end."""
-    items.sort(key=lambda item: item.path.name != NOTEBOOKS)
+    items.sort(key=lambda item: not _whole_notebook(item.nodeid))
+
+
+def _whole_notebook(nodeid: str) -> bool:
+    return any(name in nodeid for name in NOTEBOOKS)
 
 
 class Units(LoadFileScheduling):
@@ -48,7 +52,7 @@ class Units(LoadFileScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if NOTEBOOKS in nodeid:
+        if _whole_notebook(nodeid):
             return nodeid
         file = super()._split_scope(nodeid)
         return "servers" if file.rpartition("/")[2] in SHARE_SERVERS else file

@@ -63,6 +63,25 @@ LIVE = {
         ("Placed.bind()", "Placed"),
     ],
 }
+# Cells that no exercise needs, left to test_notebooks: from the one that begins so, up to the one
+# that begins so, or to the end.
+LEFT_OUT = {
+    "02_kserve_model": [("images = ", "from pathlib import Path"), ("large = ", None)],
+    "03_ray_serve": [
+        ("from model.basics import", "folder = "),
+        ("with ServerProcess(", "%%writefile {folder}/my_server.py"),
+        ("answers = ", None),
+    ],
+    "04_latency_and_throughput": [("capacity = ", "plain.stop()")],
+    "05_tuning": [
+        ("stock = ", "folder.mkdir("),
+        ("times = measure(DEFAULT)", "%%writefile {folder}/my_rule.py"),
+        ('times = measure("in process', "plain.stop()"),
+    ],
+    "06_keep_serving": [("killed, probes = ", "folder = "), ("auto = ", None)],
+    "07_beyond_one_machine": [("times, rows = ", "server.stop()")],
+    "08_your_own_model": [("ways, models = ", "shutil.rmtree(")],
+}
 MEASURED = {  # checks that look the answer up in what was measured
     "choose": lambda choose: check_choose(choose, records.read(RECORDS))
 }
@@ -149,9 +168,9 @@ def attempts(name: str) -> list[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("stem", [s for s, cells in notebooks().items() if live(cells)])
 def test_on_a_live_server(stem, traces, tmp_path_factory):
-    """In its notebook: each as it stands, wrongly, and rightly; the rest goes on as before."""
+    """In its notebook: each as it stands, wrongly, and rightly, and what follows from it."""
     cells = []
-    for cell in notebooks()[stem]:
+    for cell in needed(stem):
         cells.append(cell)
         for name in live([cell]):
             for attempt in attempts(name):
@@ -163,6 +182,21 @@ def test_on_a_live_server(stem, traces, tmp_path_factory):
     for name in live(cells):
         told = [verdict(cell) for cell in executed if name in exercises([cell])]
         assert told == ["not yet"] * len(attempts(name)) + ["right"], name
+
+
+def needed(stem: str) -> list[nbformat.NotebookNode]:
+    """A notebook's cells of code, without those that LEFT_OUT names."""
+    cells = [cell for cell in notebooks()[stem] if cell.cell_type == "code"]
+    for first, end in LEFT_OUT.get(stem, []):
+        begins = begin(cells, first)
+        del cells[begins : begin(cells, end) if end else None]
+    return cells
+
+
+def begin(cells: list[nbformat.NotebookNode], source: str) -> int:
+    """Where the only cell is that begins so."""
+    [place] = [i for i, cell in enumerate(cells) if cell.source.startswith(source)]
+    return place
 
 
 def verdict(cell: nbformat.NotebookNode) -> str:

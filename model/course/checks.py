@@ -68,7 +68,7 @@ def check_serve_batch(file: Path, run: Callable[[], str]) -> bool:
     if re.search(r"max_batch_size=1\b", file.read_text()):
         print("not yet: predict_together gathers nothing, max_batch_size is 1")
         return False
-    # Up to the end of the line: KServe's lines, which begin with a date, may follow without a break.
+    # Up to the end of the line: KServe's lines, which begin with a date, may follow right away.
     sizes = [int(size) for size in re.findall(r"requests in this batch: (\d+)$", run(), re.M)]
     if max(sizes, default=0) > 1:
         mean = sum(sizes) / len(sizes)
