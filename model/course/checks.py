@@ -68,8 +68,7 @@ def check_serve_batch(file: Path, run: Callable[[], str]) -> bool:
     if re.search(r"max_batch_size=1\b", file.read_text()):
         print("not yet: predict_together gathers nothing, max_batch_size is 1")
         return False
-    # Up to the end of the line: KServe's lines, which begin with a date, may follow right away.
-    sizes = [int(size) for size in re.findall(r"requests in this batch: (\d+)$", run(), re.M)]
+    sizes = batch_sizes(run(), "requests in this batch: ")
     if max(sizes, default=0) > 1:
         mean = sum(sizes) / len(sizes)
         print(f"right: up to {max(sizes)} requests in a batch, {mean:.1f} on average")
@@ -77,6 +76,14 @@ def check_serve_batch(file: Path, run: Callable[[], str]) -> bool:
     found = f"each of {len(sizes)} batches had one request" if sizes else "it was never called"
     print(f"not yet: predict_together gathers nothing, {found}")
     return False
+
+
+def batch_sizes(log: str, before: str) -> list[int]:
+    """The numbers that stand behind the text `before`, each up to the end of its line.
+
+    (Another process may write its line right behind a number; KServe's lines begin with a date.)
+    """
+    return [int(size) for size in re.findall(rf"{re.escape(before)}(\d+)$", log, re.MULTILINE)]
 
 
 def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:

@@ -3,7 +3,6 @@
 Each prints "right: …" or "not yet: …", and returns whether it is right.
 """
 
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 import requests
 
 from model.course import tickets
+from model.course.checks import batch_sizes
 from model.course.checks_basics import cannot_start
 from model.faults.observe import metrics
 from model.loadtest.pays.advice import rows
@@ -127,7 +127,7 @@ def _no_batches(server: ServerProcess) -> str:
     if found != [[label] for label in expected]:
         return "32 requests at the same time do not get what they get one after the other"
     said = server.log.read_text()
-    sizes = [int(size) for size in re.findall(r"predict_batch is called with (\d+)$", said, re.M)]
+    sizes = batch_sizes(said, "predict_batch is called with ")
     if not sizes:
         return "BatchedTickets has no predict_batch"
     if max(sizes) == 1:

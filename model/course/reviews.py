@@ -10,7 +10,6 @@ import requests
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 
 from model.course.parallel import Response
-from model.faults.observe import replicas
 from model.loadtest.server_process import ServerProcess
 
 TIMEOUT_S = 60
@@ -51,13 +50,3 @@ async def over_grpc(server: ServerProcess, texts: list[str]) -> str:
     finally:
         logging.disable(logging.NOTSET)
         await client.close()
-
-
-def wait_until_at_work(server: ServerProcess) -> None:
-    """Wait until each of its replicas has used some CPU time; RuntimeError after 30 seconds."""
-    idle = {replica: sum(replica.cpu_times()[:2]) for replica in replicas(server)}
-    end = time.monotonic() + 30
-    while any(sum(replica.cpu_times()[:2]) < before + 0.05 for replica, before in idle.items()):
-        if time.monotonic() > end:
-            raise RuntimeError("a replica does not work on any request")
-        time.sleep(0.01)
