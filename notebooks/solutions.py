@@ -180,7 +180,7 @@ def resilient() -> None:
         async def healthy(self):
             for _ in range(3):
                 try:
-                    return await asyncio.wait_for(self.handle.healthy.remote(), 2)
+                    return await asyncio.wait_for(self.handle.healthy.remote(), 5)
                 except RayActorError:
                     pass  # that replica is dead, and another may not be
                 except TimeoutError:

@@ -36,7 +36,7 @@ LIVE = {
     ],
     "ongoing": [("max_ongoing_requests=16", "max_ongoing_requests=8")],
     "resilient": [
-        ("return await asyncio.wait_for(self.handle.healthy.remote(), 2)", "return self.ready"),
+        ("return await asyncio.wait_for(self.handle.healthy.remote(), 5)", "return self.ready"),
         ("for _ in range(2):", "for _ in range(0):"),  # __call__ does not retry, healthy does
     ],
     "serve_batch": [
@@ -181,7 +181,8 @@ def test_on_a_live_server(stem, traces, tmp_path_factory):
     executed = run(notebook, traces, tmp_path_factory.mktemp("exercises")).cells
     for name in live(cells):
         told = [verdict(cell) for cell in executed if name in exercises([cell])]
-        assert told == ["not yet"] * len(attempts(name)) + ["right"], name
+        verdicts = [sentence.partition(":")[0] for sentence in told]
+        assert verdicts == ["not yet"] * len(attempts(name)) + ["right"], (name, told)
 
 
 def needed(stem: str) -> list[nbformat.NotebookNode]:
@@ -200,6 +201,6 @@ def begin(cells: list[nbformat.NotebookNode], source: str) -> int:
 
 
 def verdict(cell: nbformat.NotebookNode) -> str:
-    """What the check of an exercise says, up to the colon; it may say before that a server runs."""
+    """What the check of an exercise says; it may say before that a server runs."""
     text = "".join(output.get("text", "") for output in cell.outputs)
-    return re.search(r"^(not yet|right):", text, re.MULTILINE)[1]
+    return re.search(r"^(not yet|right):.*", text, re.MULTILINE)[0]

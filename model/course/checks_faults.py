@@ -19,7 +19,7 @@ from model.faults.observe import wait_for_replicas
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 
-WITHIN_S = 5
+WITHIN_S = 10
 
 
 def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
@@ -32,25 +32,37 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
     ):
         return print("not yet: nothing in my_server.py catches RayActorError")
     try:
-        with ServerProcess("my_server", folder=folder, **fresh_token()) as server:
-            kill = partial(inject.kill_one_at_work, server)
-            steps = [Fault(seconds / 3, "a replica is killed", kill)]
-            what = run_experiment(server, "yours", Workload.drawn(), seconds, steps, timeout_s=30)
-            not_ready_s = None
-            if what.answered == what.run.sent:
-                wait_for_replicas(server, 2)
-                inject.kill_all(server)
-                not_ready_s = _seconds_until_not_ready(server)
+        server = ServerProcess("my_server", folder=folder, **fresh_token())
     except RuntimeError as error:
         return print(f"not yet: {cannot_start(error)}")
+    with server:
+        try:
+            what, not_ready_s = _kill_replicas(server, seconds)
+        except RuntimeError as error:
+            return print(f"not yet: {error}")
     print(_verdict(what, not_ready_s))
     return plots.outcomes_over_time({"yours": what}, f"Your server: {what.failed} requests failed")
+
+
+def _kill_replicas(server: ServerProcess, seconds: float) -> tuple[Experiment, float | None]:
+    """Kill one under load and, where that failed no request, both; then probe the readiness."""
+    kill = partial(inject.kill_one_at_work, server)
+    steps = [Fault(seconds / 3, "a replica is killed", kill)]
+    what = run_experiment(server, "yours", Workload.drawn(), seconds, steps, timeout_s=30)
+    if what.answered < what.run.sent:
+        return what, None
+    wait_for_replicas(server, 2)
+    inject.kill_all(server)
+    return what, _seconds_until_not_ready(server)
 
 
 def _verdict(what: Experiment, not_ready_s: float | None) -> str:
     lost = what.run.sent - what.answered
     if lost:
-        return f"not yet: a replica was killed, and {lost} of {what.run.sent} requests failed"
+        how = ", ".join(f"{count} × {kind}" for kind, count in what.run.errors.items())
+        return (
+            f"not yet: a replica was killed, and {lost} of {what.run.sent} requests failed: {how}"
+        )
     if not_ready_s is None:
         return (
             f"not yet: no request failed, but {WITHIN_S} s after every replica was killed the "
