@@ -1,10 +1,12 @@
 """Certificates, tokens, and who may join a server's Ray cluster."""
 
+import asyncio
 import datetime
 import ipaddress
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
+from model.serving.config import EndpointConfig
+from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import free_port
 from tests.conftest import ROOT, long, run, until
 from tests.samples import GOOD
@@ -87,6 +91,41 @@ def test_tls(option, certificate, tmp_path):
     finally:
         server.terminate()
         server.wait(30)
+
+
+def test_handshakes_that_never_end(certificate, monkeypatch):
+    """A hundred connections that say nothing: others are answered, and they are closed in time.
+
+    asyncio gives a handshake 60 seconds; here, one.
+    """
+    monkeypatch.setattr("asyncio.constants.SSL_HANDSHAKE_TIMEOUT", 1)
+    endpoint = EndpointConfig(http_port=free_port(), certificate=(certificate[1], certificate[0]))
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    async def hello(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def main() -> bytes:
+        server = HttpServer(uvicorn_config(hello, endpoint, grace_s=1))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        address = endpoint.host, endpoint.http_port
+        silent = [await asyncio.open_connection(*address) for _ in range(100)]
+        reader, writer = await asyncio.open_connection(*address, ssl=trusting)
+        writer.write(request)
+        answer = await reader.read()
+        async with asyncio.timeout(30):
+            assert [await reader.read() for reader, _ in silent] == [b""] * 100
+        for _, writer in silent:
+            writer.close()
+        server.should_exit = True
+        await serving
+        return answer
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 200")
 
 
 def test_half_a_certificate(certificate):
