@@ -499,7 +499,7 @@ def test_a_batch_with_the_wrong_results_fails_as_a_whole(results):
     """Each gets the sentence that says what predict_batch must return."""
     errors = predict(loaded(Careless), results, "second")
     assert [type(error) for error in errors] == [InferenceError] * 2
-    assert "predict_batch must return a list of 2 results" in str(errors[0])
+    assert "one result for each request, which is 2 here, not " in str(errors[0])
 
 
 class Steps(Model):

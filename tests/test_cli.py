@@ -203,6 +203,7 @@ WRONG_MODELS = {
     "tiny": "MODULE:CLASS",
     "tests.tiny_models:": "MODULE:CLASS",
     "tests/tiny_models.py:Tiny": "MODULE:CLASS",
+    "tests.tiny_models.py:Tiny": "tests.tiny_models:Tiny",
     "no_such_module:Tiny": "no_such_module",
     f"={TINY}": "name",
     f"a/b={TINY}": "a/b",

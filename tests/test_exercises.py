@@ -151,9 +151,26 @@ def test_batches_are_read_from_whole_lines(tmp_path, capsys):
     file.write_text("")
     once = "requests in this batch: "
     log = f"{once}1\n{once}12026-11-27 05:23:06.813 kserve.trace\n\n{once}1\n"
-    assert not checks.check_serve_batch(file, lambda: log)
+    assert not checks.check_serve_batch(file, lambda: (log, 0))
     assert capsys.readouterr().out.startswith("not yet: ")
-    assert checks.check_serve_batch(file, lambda: f"{log}{once}16\n")
+    assert checks.check_serve_batch(file, lambda: (f"{log}{once}16\n", 0))
+
+
+def test_a_batch_that_is_taken_apart_or_not_answered(tmp_path, capsys):
+    """Requests gathered, and then put through the network one by one, or answered wrongly."""
+    file, log = tmp_path / "my_server.py", "requests in this batch: 16\n"
+    once, each = "self.network(torch.cat(several))", "torch.cat([self.network(i) for i in several])"
+    file.write_text(file_of("serve_batch").replace(once, each))
+    assert not checks.check_serve_batch(file, lambda: (log, 0))
+    assert "in a loop" in capsys.readouterr().out
+    file.write_text(file_of("serve_batch"))
+    assert not checks.check_serve_batch(file, lambda: (log, 3))
+    assert capsys.readouterr().out.startswith("not yet: 3 requests ")
+    assert checks.check_serve_batch(file, lambda: (log, 0))
+    assert capsys.readouterr().out.startswith("right: ")
+    file.write_text("def")
+    assert not checks.check_serve_batch(file, lambda: (log, 0))
+    assert capsys.readouterr().out.startswith("not yet: my_server.py, line 1: ")
 
 
 def attempts(name: str) -> list[str]:

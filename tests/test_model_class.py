@@ -75,7 +75,7 @@ def test_a_wrong_argument_gets_a_sentence(foreign_models, given):
 
 
 NO_MODELS = {
-    "foreign_models:Nothing": "is not a class derived from kserve.Model",
+    "foreign_models:Nothing": "the module foreign_models has no class Nothing",
     "foreign_models:note": "is not a class derived from kserve.Model",
     "json:JSONDecoder": "is not a class derived from kserve.Model",
     "foreign_models.sub:Typed": "cannot be imported",

@@ -1,5 +1,6 @@
 """Checks of the exercises of notebooks 1 and 4 to 7. Each prints "right: …" or "not yet: …"."""
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from ray import serve
 
+from model.course.checks_basics import cannot_start
 from model.course.command_line import accepted
 from model.serving.machine import cores
 
@@ -59,23 +61,60 @@ def check_waited(waited: Callable[[list[tuple[float, float, float]]], float]) ->
     print("right: four cases of four")
 
 
-def check_serve_batch(file: Path, run: Callable[[], str]) -> bool:
-    """Notebook 5: do replicas put several requests through the model at once?
+def check_serve_batch(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
+    """Notebook 5: do replicas put several requests through the model, in one call?
 
-    file: the learner's server. run: loads it and returns its log, in which each batch has a line;
-    not called where the file says that a batch has one request. Returns whether they do.
+    file: the learner's server. run: loads it; returns its log, in which each batch has a line, and
+    the number of failed requests. Not called where the file says already that a batch has one
+    request, or the network one call for each. Returns whether the server is right.
     """
-    if re.search(r"max_batch_size=1\b", file.read_text()):
-        print("not yet: predict_together gathers nothing, max_batch_size is 1")
-        return False
-    sizes = batch_sizes(run(), "requests in this batch: ")
+    source = file.read_text()
+    if re.search(r"max_batch_size=1\b", source):
+        return _not_yet("predict_together gathers nothing, max_batch_size is 1")
+    try:
+        if _network_in_a_loop(source):
+            return _not_yet("self.network is called in a loop, once for each request")
+        log, failed = run()
+    except SyntaxError as error:
+        return _not_yet(f"{file.name}, line {error.lineno}: {error.msg}")
+    except RuntimeError as error:
+        return _not_yet(cannot_start(error))
+    if failed:
+        return _not_yet(f"{failed} requests got no right response; is there a pair for each?")
+    sizes = batch_sizes(log, "requests in this batch: ")
     if max(sizes, default=0) > 1:
         mean = sum(sizes) / len(sizes)
         print(f"right: up to {max(sizes)} requests in a batch, {mean:.1f} on average")
         return True
     found = f"each of {len(sizes)} batches had one request" if sizes else "it was never called"
-    print(f"not yet: predict_together gathers nothing, {found}")
+    return _not_yet(f"predict_together gathers nothing, {found}")
+
+
+def _not_yet(why: str) -> bool:
+    print(f"not yet: {why}")
     return False
+
+
+def _network_in_a_loop(source: str) -> bool:
+    """Whether a source calls `self.network` in a loop or a comprehension: again and again."""
+    return any(
+        isinstance(node, ast.Call) and ast.unparse(node.func) == "self.network"
+        for loop in ast.walk(ast.parse(source))
+        for node in _repeated(loop)
+    )
+
+
+def _repeated(loop: ast.AST) -> set[ast.AST]:
+    """What a loop or a comprehension does again and again; what it goes through is made once."""
+    match loop:
+        case ast.For(iter=once) | ast.AsyncFor(iter=once):
+            return set(ast.walk(loop)) - set(ast.walk(once))
+        case ast.While():
+            return set(ast.walk(loop))
+        case ast.ListComp(generators=[first, *_]) | ast.GeneratorExp(generators=[first, *_]):
+            return set(ast.walk(loop)) - set(ast.walk(first.iter))
+        case _:
+            return set()
 
 
 def batch_sizes(log: str, before: str) -> list[int]:

@@ -14,12 +14,12 @@ from model.serving.config import CannotStart
 class Waiting:
     """What a rule decides by, when requests wait and a worker is free. Sizes are in instances."""
 
-    queued: int  # waits now
-    expected: int  # that, and what those are likely to send whose responses just went out
-    in_flight: int  # other workers work on it
-    workers: int  # the free ones and the busy ones
+    queued: int  # wait now
+    expected: int  # those, and what the clients of the last batch, now answered, may send
+    in_flight: int  # at other workers
+    workers: int  # free or busy
     max_size: int  # of a batch
-    waited: bool  # whether the rule has been waiting, and nothing has arrived for `wait_s`
+    waited: bool  # the rule has said 0 already, and nothing came for --batch_wait_ms since
 
 
 Rule = Callable[[Waiting], int]  # how much to dispatch to one free worker now; 0: wait

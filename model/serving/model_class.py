@@ -23,6 +23,8 @@ def check_target(target: str, folder: str) -> None:
     module, colon, name = target.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module.split("."), name)):
         raise CannotStart(f"{target} is not of the form MODULE:CLASS, as in sentiment:Classifier")
+    if module.endswith(".py"):
+        raise CannotStart(f"{target}: leave .py out, as in {module[:-3]}:{name}")
     if source_of(target, folder) is None:
         raise CannotStart(
             f"there is no module {module.split('.')[0]} in {folder or 'this environment'}: "
@@ -50,9 +52,11 @@ def make_model(config: ModelConfig) -> kserve.Model:
         sys.path.insert(0, config.folder)
     module, _, name = config.target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise CannotStart(f"{config.target} cannot be imported: {error}") from error
+    except AttributeError:
+        raise CannotStart(f"the module {module} has no class {name}") from None
     if not (inspect.isclass(found) and issubclass(found, kserve.Model)):
         raise CannotStart(f"{config.target} is not a class derived from kserve.Model")
     model = found(config.name, **_typed(found, config.arguments))

@@ -180,7 +180,8 @@ class WorkerThread:
             return results
         if not isinstance(results, list) or len(results) != len(inputs):
             what = len(results) if isinstance(results, list) else type(results).__name__
-            wrong = f"predict_batch must return a list of {len(inputs)} results, not {what}"
+            wrong = "predict_batch must return a list with one result for each request, which is "
+            wrong += f"{len(inputs)} here, not {what}"
             return RuntimeError(wrong)
         return results
 
