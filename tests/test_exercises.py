@@ -74,9 +74,10 @@ LEFT_OUT = {
     ],
     "04_latency_and_throughput": [("capacity = ", "plain.stop()")],
     "05_tuning": [
+        ("torch.set_num_threads(", "best = "),
         ("stock = ", "folder.mkdir("),
         ("times = measure(DEFAULT)", "%%writefile {folder}/my_rule.py"),
-        ('times = measure("in process', "plain.stop()"),
+        ("if pays:", "plain.stop()"),
     ],
     "06_keep_serving": [("killed, probes = ", "folder = "), ("auto = ", None)],
     "07_beyond_one_machine": [("times, rows = ", "server.stop()")],

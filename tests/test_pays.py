@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from model.loadtest.pays.advice import advice, table_of
+from model.loadtest import records as kept
+from model.loadtest.pays.advice import advice, rows, table_of
 from model.loadtest.pays.figure import figure
-from model.loadtest.pays.measure import SERVERS
+from model.loadtest.pays.measure import RECORDS, SERVERS
 from model.loadtest.pays.timed_model import TimedModel
 from model.loadtest.workload import JsonWorkload
 
@@ -90,3 +91,27 @@ def test_a_server_that_was_not_measured_has_no_ratio():
     """Without the plain server there is nothing to compare with."""
     (case,) = advice(records({OURS: 100}))
     assert math.isnan(case["ratios"][OURS]) and case["choice"] == OURS
+
+
+def chosen(ms: float, shared: float, clients: int) -> str:
+    """What the decision table at the end of notebook 8 says of a model that TimedModel stands for.
+
+    Its lowest row that is true counts; rows that are not about speed are left out here.
+    """
+    if clients == 1:
+        return PLAIN
+    if not shared:
+        return WORKERS
+    return THREAD if ms < 1 else IN_EACH if ms < 10 else OURS
+
+
+def test_the_decision_table_of_notebook_8_agrees_with_what_was_measured():
+    """Its servers do nine tenths of the best throughput on average, and nowhere less than 0.8."""
+    cases = {}
+    for row in rows(kept.read(RECORDS)):
+        case = cases.setdefault((row["ms"], row["shared"], row["clients"]), {})
+        case[row["variant"]] = row["throughput"]
+    shares = {case: rates[chosen(*case)] / max(rates.values()) for case, rates in cases.items()}
+    assert len(shares) == 24
+    assert sum(shares.values()) / len(shares) > 0.9
+    assert min(shares.values()) > 0.8, shares
