@@ -294,6 +294,9 @@ def test_help_lists_the_options(module):
     listed = {word for word in shown.replace("]", " ").split() if word.startswith("--")}
     assert listed >= LISTED | OWN.get(module, set())
     assert not listed & set().union(*OWN.values()) - OWN.get(module, set())
+    text = " ".join(shown.split())
+    assert "(default: None)" not in text
+    assert not re.search(r"\(default: [^)]*\) \(default:", text), "a default is told twice"
 
 
 def test_options_of_a_config_file():

@@ -23,7 +23,7 @@ from model.serving.config import (
 from model.serving.dispatch import load_rule
 from model.serving.machine import cores, hold_port
 from model.serving.model_class import check_target
-from model.serving.options import RAY_ONLY, Parser, add_options, add_ray_options
+from model.serving.options import RAY_ONLY, Help, Parser, add_options, add_ray_options
 
 # kserve.model_server reads sys.argv as it is imported, and would answer a mistake in it with a
 # page of usage.
@@ -34,7 +34,7 @@ from kserve.model_server import parser as kserve_parser  # noqa: E402
 sys.argv = _argv
 
 MODELS_HELP = "what to serve: MODULE:CLASS of a kserve.Model, with NAME= before it if there are "
-MODELS_HELP += f"several (default: {DEFAULT_TARGET})%(default).0s"  # which is not told twice
+MODELS_HELP += f"several (default: {DEFAULT_TARGET})"
 
 
 def server_config(argv: list[str] | None = None) -> ServerConfig:
@@ -139,7 +139,7 @@ def _parser(module: str, description: str) -> Parser:
         prog=f"python -m {module}",
         description=description,
         parents=[kserve_parser],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.set_defaults(model_name=DEFAULT_NAME, grpc_max_receive_message_length=None)

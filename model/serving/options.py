@@ -21,6 +21,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(f"{self.prog}: {message} (--help lists the options)")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the default of each option that has one, unless its text does."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "(default:" in (action.help or "") or action.default in (None, [])
+        return action.help if told else super()._get_help_string(action)
+
+
 def _number(kind: type, least: float, most: float = math.inf):
     """A converter for argparse: a number of a kind within limits."""
 
@@ -46,7 +54,7 @@ _delay = _number(float, 0)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every command of ours takes."""
-    ours = parser.add_argument_group("of this server")
+    ours = parser.add_argument_group("added by this server")
     ours.add_argument(
         "--host", default=EndpointConfig.host, help="the address HTTP and gRPC listen on"
     )
@@ -55,60 +63,63 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME.]KEY=VALUE",
-        help="an argument of the class, typed by its signature; as often as wished",
+        help="give the class's constructor an argument; can be repeated",
     )
     ours.add_argument(
         "--batching",
         choices=["off", "replica", "frontend"],
         default=BatchingConfig.where,
-        help="where requests that wait are gathered into a batch: in each replica, or in KServe's "
-        "process, which sends a batch in one call; models without predict_batch get none",
+        help="where waiting requests are collected into batches: in each replica, or in KServe's "
+        "process, which sends a whole batch in one call; a model without predict_batch gets none",
     )
     ours.add_argument(
-        "--max_batch_size", type=_number(int, 1), default=BatchingConfig.max_size, help="instances"
+        "--max_batch_size",
+        type=_number(int, 1),
+        default=BatchingConfig.max_size,
+        help="instances in a batch",
     )
     ours.add_argument(
         "--batch_wait_ms",
         type=_delay,
         default=1000 * BatchingConfig.wait_s,
-        help="a batch that is not full waits at most this long for the next request",
+        help="how long a batch that is not full waits for the next request, at most",
     )
     ours.add_argument(
         "--dispatch_rule",
         metavar="MODULE:FUNCTION",
-        help="when a batch goes to a free replica and how large it is "
+        help="a function that decides when a free replica gets a batch, and how large it is "
         "(default: even_share of model.serving.dispatch)",
     )
     ours.add_argument(
         "--threads",
         type=_number(int, 1),
-        help="OMP_NUM_THREADS of each process that holds a model (default: its share of the cores)",
+        help="OMP_NUM_THREADS in each process that holds a model (default: its share of the cores)",
     )
     ours.add_argument(
         "--max_body_mb",
         type=_number(float, 0.001, 2000),
         default=LimitsConfig.max_body_mb,
-        help="a larger request is refused; --grpc_max_receive_message_length overrides it for gRPC",
+        help="largest body of a request; for gRPC --grpc_max_receive_message_length overrides it",
     )
     ours.add_argument(
         "--max_body_memory_mb",
         type=_number(float, 0.001),
         default=LimitsConfig.max_body_memory_mb,
-        help="of all bodies that arrive or are worked on; above it the one that has been arriving "
-        "for longest gets 503",
+        help="memory for all bodies together, those that arrive and those that are worked on; "
+        "above it, the one that has been arriving for longest gets 503",
     )
     ours.add_argument(
         "--max_queued_requests",
         type=_number(int, 1),
         default=LimitsConfig.max_queued_requests,
-        help="of a model that wait; more are rejected at once",
+        help="how many requests of a model may wait; more are rejected at once",
     )
     ours.add_argument(
         "--overload_status",
         type=int,
         choices=[503, 429],
         default=LimitsConfig.overload_status,
-        help="of requests that are rejected as the queue is full; gRPC says UNAVAILABLE",
+        help="the status of requests rejected because the queue is full (gRPC: UNAVAILABLE)",
     )
     ours.add_argument(
         "--request_timeout_s",
@@ -120,20 +131,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--drain_s",
         type=_delay,
         default=EndpointConfig.drain_s,
-        help="after SIGTERM the server is not ready, and goes on answering for so long, so that "
-        "whoever sends requests can see that; Ctrl-C and a second signal end it at once",
+        help="how long the server goes on answering after SIGTERM, while it says that it is not "
+        "ready, so that clients can turn elsewhere; Ctrl-C or a second signal ends it at once",
     )
     ours.add_argument(
         "--repository_api",
         choices=["off", "on"],
         default="off",
-        help="on: any caller may load a model and unload it",
+        help="on: any caller may load and unload models",
     )
     ours.add_argument(
         "--access_log",
         choices=["off", "on"],
         default="off",
-        help="KServe's and uvicorn's log lines, four a request, and the replicas'",
+        help="log lines of KServe, uvicorn and the replicas, four for each request",
     )
 
 
@@ -152,82 +163,83 @@ def add_ray_options(
     address_help: str = "RAY_ADDRESS, or else a cluster of its own",
 ) -> None:
     """What concerns replicas and Ray. address: the default of `--address`."""
-    ray = parser.add_argument_group("of Ray Serve")
+    ray = parser.add_argument_group("Ray Serve")
     ray.add_argument(
         "--topology",
         choices=["front", "ingress"],
         default=ServerConfig.topology,
-        help="front: KServe in front of the replicas, where it gathers batches and sends again "
-        "what a replica loses; ingress: KServe in each replica, behind Ray Serve's HAProxy, for "
+        help="front: KServe in front of the replicas, where it collects batches and retries what a "
+        "crashed replica had; ingress: KServe in each replica, behind Ray Serve's HAProxy, for "
         "models that take a few milliseconds (Linux, HTTP without TLS)",
     )
     ray.add_argument(
         "--num_replicas",
         type=_replicas,
         metavar="N|auto",
-        help="copies of the model (default: cores, at most 8); auto: as the load asks for",
+        help="copies of the model; auto: as many as the load needs (default: cores, at most 8)",
     )
     ray.add_argument(
-        "--min_replicas", type=_number(int, 1), default=ReplicaConfig.min_replicas, help="of auto"
+        "--min_replicas", type=_number(int, 1), default=ReplicaConfig.min_replicas, help="for auto"
     )
     ray.add_argument(
-        "--max_replicas", type=_number(int, 1), help="of auto (default: cores, at most 8)"
+        "--max_replicas", type=_number(int, 1), help="for auto (default: cores, at most 8)"
     )
     ray.add_argument(
         "--target_requests",
         type=_number(float, 0.1),
         default=ReplicaConfig.target_requests,
-        help="of auto: instances that wait or are worked on, for each replica there should be",
+        help="for auto: instances that wait or are worked on, per replica",
     )
-    for way in ("up", "down"):
+    for way, number in (("up", "more"), ("down", "fewer")):
         ray.add_argument(
             f"--{way}scale_delay_s",
             type=_delay,
             default=getattr(ReplicaConfig, f"{way}scale_delay_s"),
-            help="of auto: the load asks for it all this time before it is done",
+            help=f"for auto: how long the load must ask for {number} of them",
         )
     ray.add_argument(
         "--max_replicas_per_node",
         type=_number(int, 1, 100),
-        help="so that a node that is lost takes few of them (default: as many as fit)",
+        help="most replicas on one node, which are lost together (default: as many as fit)",
     )
     ray.add_argument(
         "--cpus_per_replica",
         type=_number(float, 0.01),
-        help="cores it reserves (default: an equal part of this machine's; with --address 1)",
+        help="cores a replica reserves (default: an equal share of all; with --address 1)",
     )
     ray.add_argument(
         "--gpus_per_replica",
         type=_delay,
-        help="GPUs it reserves (default: an equal part of those there are)",
+        help="GPUs a replica reserves (default: an equal share of those there are)",
     )
     ray.add_argument(
         "--max_ongoing_requests",
         type=_number(int, 1),
         default=ReplicaConfig.max_ongoing_requests,
-        help="at a replica at a time, where they are not gathered into batches in front",
+        help="calls that a replica accepts at a time, where batches are not collected in front",
     )
     ray.add_argument(
         "--per_attempt_timeout_s",
         type=_seconds,
-        help="a replica that takes longer loses the request to another "
+        help="after this time a request is retried on another replica "
         "(default: a third of --request_timeout_s)",
     )
     ray.add_argument(
         "--watchdog_timeout_s",
         type=_seconds,
-        help="a replica one step of which takes longer is replaced (default: --request_timeout_s)",
+        help="a replica whose batch makes no progress for so long is replaced "
+        "(default: --request_timeout_s)",
     )
     ray.add_argument(
         "--address",
         default=address,
-        help=f"join the Ray cluster there, and leave it running (default: {address_help})",
+        help=f"the Ray cluster to join; it is left running (default: {address_help})",
     )
     ray.add_argument(
         "--node_address",
         metavar="HOST",
-        help="of that cluster's nodes the one to join through, where several are on this machine "
-        "(default: the head if it is here)",
+        help="the node of that cluster to join through, where this machine has several "
+        "(default: the head, if it is here)",
     )
     for name, what in (("dashboard", "Ray's dashboard"), ("proxy", "Serve's own HTTP proxy")):
         ray.add_argument(
