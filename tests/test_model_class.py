@@ -75,7 +75,7 @@ def test_a_wrong_argument_gets_a_sentence(foreign_models, given):
 
 
 NO_MODELS = {
-    "foreign_models:Nothing": "the module foreign_models has no class Nothing",
+    "foreign_models:Nothing": "the module foreign_models has no Nothing",
     "foreign_models:note": "is not a class derived from kserve.Model",
     "json:JSONDecoder": "is not a class derived from kserve.Model",
     "foreign_models.sub:Typed": "cannot be imported",
@@ -87,6 +87,13 @@ def test_what_is_no_model(foreign_models, target):
     """A sentence says so."""
     with pytest.raises(CannotStart, match=NO_MODELS[target]):
         make_model(ModelConfig("x", target, (), str(Path(foreign_models.__file__).parent)))
+
+
+def test_what_a_module_raises_comes_out_as_it_is(tmp_path):
+    """An AttributeError in it is not taken for a class that is missing."""
+    (tmp_path / "raising.py").write_text("None.something")
+    with pytest.raises(AttributeError, match="something"):
+        make_model(ModelConfig("x", "raising:Model", (), str(tmp_path)))
 
 
 def test_the_version_of_a_deployment_covers_the_models_own_file(tmp_path_factory, monkeypatch):

@@ -1,13 +1,12 @@
 """When a batch is dispatched to a worker that is free, and how large it is: a rule that can be
 replaced."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.serving.config import CannotStart
+from model.serving.imports import imported
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,10 @@ def load_rule(target: str | None, folder: str) -> Rule:
     module, colon, name = target.partition(":")
     if not (module and colon and name):
         raise CannotStart(f"--dispatch_rule {target}: give MODULE:FUNCTION, as in my_rule:greedy")
-    if folder and folder not in sys.path:
-        sys.path.insert(0, folder)
     try:
-        rule = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise CannotStart(f"--dispatch_rule {target} cannot be imported: {error}") from error
+        rule = imported(target, folder)
+    except CannotStart as error:
+        raise CannotStart(f"--dispatch_rule {error}") from error
     if not callable(rule):
-        raise CannotStart(f"--dispatch_rule {target}: {module} has no function {name}")
+        raise CannotStart(f"--dispatch_rule {target}: that is no function")
     return rule

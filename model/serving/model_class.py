@@ -1,7 +1,6 @@
 """Finds a model's class by `MODULE:CLASS`, and makes it with arguments given as text."""
 
 import contextlib
-import importlib
 import importlib.machinery
 import inspect
 import re
@@ -13,6 +12,7 @@ import kserve
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from model.serving.config import CannotStart, ModelConfig
+from model.serving.imports import imported
 
 
 def check_target(target: str, folder: str) -> None:
@@ -48,15 +48,7 @@ def make_model(config: ModelConfig) -> kserve.Model:
     Raises CannotStart when there is no such class, it takes other arguments, or loading it does
     not make it ready; whatever its own constructor and `load` raise comes out as it is.
     """
-    if config.folder and config.folder not in sys.path:
-        sys.path.insert(0, config.folder)
-    module, _, name = config.target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise CannotStart(f"{config.target} cannot be imported: {error}") from error
-    except AttributeError:
-        raise CannotStart(f"the module {module} has no class {name}") from None
+    found = imported(config.target, config.folder)
     if not (inspect.isclass(found) and issubclass(found, kserve.Model)):
         raise CannotStart(f"{config.target} is not a class derived from kserve.Model")
     model = found(config.name, **_typed(found, config.arguments))
