@@ -229,7 +229,8 @@ def tickets() -> None:
 
         def preprocess(self, payload: dict, headers: dict | None = None) -> list[str]:
             texts = payload.get("instances")
-            if not texts or not all(isinstance(text, str) for text in texts):
+            listed = isinstance(texts, list) and texts
+            if not listed or not all(isinstance(text, str) for text in texts):
                 raise InvalidInput('send {"instances": ["the text of a ticket", ...]}')
             return texts
 

@@ -45,6 +45,7 @@ LIVE = {
     "dispatch_rule": [("min(waiting.queued, waiting.max_size)", "0")],
     "tickets": [
         ("raise InvalidInput", "raise ValueError"),
+        ("isinstance(texts, list) and texts", "texts"),
         ('return {"predictions": labels}', "return labels"),
     ],
     "batched_tickets": [
@@ -54,8 +55,21 @@ LIVE = {
             "        return [[next(labels) for _ in texts] for texts in inputs]",
             "return [self.predict(texts) for texts in inputs]",
         ),
+        (
+            "self.predict([text for texts in inputs for text in texts])",
+            "self.pipeline.predict([text for texts in inputs for text in texts]).tolist()",
+        ),
     ],
-    "three_steps": [("num_replicas=2", "num_replicas=1")],
+    "three_steps": [
+        ("num_replicas=2", "num_replicas=1"),
+        (
+            'handle = serve.run(Replica.bind("custom-model"))\n'
+            '    model = RayModel("custom-model", handle)\n'
+            "    model.load()\n"
+            "    ModelServer()",
+            'model = SentimentModel("custom-model")\n    model.load()\n    ModelServer(workers=2)',
+        ),
+    ],
     "placed": [
         ("max_replicas_per_node=1, ", ""),
         ("max_replicas_per_node=1", "max_replicas_per_node=2"),

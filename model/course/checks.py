@@ -69,7 +69,7 @@ def check_serve_batch(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
     request, or the network one call for each. Returns whether the server is right.
     """
     source = file.read_text()
-    if re.search(r"max_batch_size=1\b", source):
+    if re.search(r"^ *@serve\.batch\(.*max_batch_size=1\b", source, re.M):
         return _not_yet("predict_together gathers nothing, max_batch_size is 1")
     try:
         if _network_in_a_loop(source):

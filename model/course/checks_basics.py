@@ -9,6 +9,7 @@ import requests
 from matplotlib.figure import Figure
 
 from model.course import parallel, reviews
+from model.faults.observe import replicas
 from model.loadtest import plots
 from model.loadtest.server_process import ServerProcess
 
@@ -48,6 +49,7 @@ def check_three_steps(folder: Path) -> Figure | None:
         with ServerProcess("my_server", folder=folder) as server:
             responses = reviews.send_at_once(server, 8)
             own = str(server.process.pid)
+            of_ray = {str(replica.pid) for replica in replicas(server)}
     except RuntimeError as error:
         return print(f"not yet: {cannot_start(error)}")
     except requests.HTTPError as error:
@@ -56,6 +58,8 @@ def check_three_steps(folder: Path) -> Figure | None:
     overlap = parallel.overlaps(responses)
     if workers == {own}:
         print("not yet: the server's own process worked on all eight requests; start Ray Serve")
+    elif not workers <= of_ray:
+        print("not yet: processes that are no Ray Serve replicas worked on the requests")
     elif len(workers) != 2:
         print(f"not yet: the number of replicas that worked on eight requests is {len(workers)}")
     else:

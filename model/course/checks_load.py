@@ -105,7 +105,7 @@ def check_ongoing(folder: Path, clients: int = 24) -> bool:
     return not missing
 
 
-# Notebook 5: what a rule that never waits and takes all that is queued returns.
+# Notebook 5: what a rule that never waits and takes all that is queued returns, or more than that.
 GREEDY = {
     Waiting(queued=5, expected=5, in_flight=0, workers=2, max_size=16, waited=False): 5,
     Waiting(queued=1, expected=9, in_flight=8, workers=2, max_size=16, waited=False): 1,
@@ -123,7 +123,8 @@ def check_dispatch_rule(folder: Path, rounds: int = 3, seconds: float = 1.5) -> 
     try:
         rule = _module(folder / "my_rule.py").my_rule
         for waiting, expected in GREEDY.items():
-            if (found := rule(waiting)) not in (expected, waiting.queued):
+            found = rule(waiting)
+            if not isinstance(found, int) or found < expected:
                 print(f"not yet: {waiting} gives {found!r}, not {expected}")
                 return []
         with (

@@ -21,6 +21,8 @@ from model.loadtest.server_process import ServerProcess
 BAD = {
     "no instances": {"texts": ["my parcel is late"]},
     "an empty list of instances": {"instances": []},
+    "a text in place of a list": {"instances": "my parcel is late"},
+    "a number in place of a list": {"instances": 5},
     "a text that is a number": {"instances": ["my parcel is late", 5]},
 }
 # The learner's class, with a line in the log for each call.
@@ -135,8 +137,10 @@ def _no_batches(server: ServerProcess) -> str:
         return "BatchedTickets has no predict_batch"
     if max(sizes) == 1:
         return f"predict_batch was called {len(sizes)} times, each time with one request"
-    if said.count("predict is called") > len(sizes):
+    if (calls := said.count("predict is called")) > len(sizes):
         return "predict_batch calls predict for each request: put their texts into one list"
+    if calls < len(sizes):
+        return "predict_batch does without self.predict: call it once, with the texts of all"
     return ""
 
 

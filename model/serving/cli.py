@@ -103,7 +103,7 @@ def redeploy_config(argv: list[str] | None = None) -> tuple[ServerConfig, bool, 
     parser = _parser("model.serving.redeploy", "Changes the replicas of a running server.")
     parser.add_argument("models", nargs="*", metavar="[NAME=]MODULE:CLASS", help=MODELS_HELP)
     parser.add_argument("--reload", action="store_true", help="replicas load their model again")
-    add_ray_options(parser, address=os.environ.get("RAY_ADDRESS") or None)
+    add_ray_options(parser, os.environ.get("RAY_ADDRESS") or None, "RAY_ADDRESS")
     args = parser.parse_args(argv)
     if not args.address:
         parser.error("--address is missing: a server's log says where its Ray is")

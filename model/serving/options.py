@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch_wait_ms",
         type=_delay,
         default=1000 * BatchingConfig.wait_s,
-        help="how long a batch that is not full waits for the next request, at most",
+        help="how long a free replica waits for a request that is expected, at most",
     )
     ours.add_argument(
         "--dispatch_rule",
@@ -112,7 +112,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max_queued_requests",
         type=_number(int, 1),
         default=LimitsConfig.max_queued_requests,
-        help="how many requests of a model may wait; more are rejected at once",
+        help="how many requests of a model may wait, besides those at work; more are rejected",
     )
     ours.add_argument(
         "--overload_status",
@@ -179,10 +179,15 @@ def add_ray_options(
         help="copies of the model; auto: as many as the load needs (default: cores, at most 8)",
     )
     ray.add_argument(
-        "--min_replicas", type=_number(int, 1), default=ReplicaConfig.min_replicas, help="for auto"
+        "--min_replicas",
+        type=_number(int, 1),
+        default=ReplicaConfig.min_replicas,
+        help="for auto",
     )
     ray.add_argument(
-        "--max_replicas", type=_number(int, 1), help="for auto (default: cores, at most 8)"
+        "--max_replicas",
+        type=_number(int, 1),
+        help="for auto (default: cores, at most 8)",
     )
     ray.add_argument(
         "--target_requests",
@@ -195,7 +200,7 @@ def add_ray_options(
             f"--{way}scale_delay_s",
             type=_delay,
             default=getattr(ReplicaConfig, f"{way}scale_delay_s"),
-            help=f"for auto: how long the load must ask for {number} of them",
+            help=f"for auto: how long the load must ask for {number} replicas",
         )
     ray.add_argument(
         "--max_replicas_per_node",
@@ -205,12 +210,12 @@ def add_ray_options(
     ray.add_argument(
         "--cpus_per_replica",
         type=_number(float, 0.01),
-        help="cores a replica reserves (default: an equal share of all; with --address 1)",
+        help="cores a replica reserves (default: an equal share of all; 1 with --address)",
     )
     ray.add_argument(
         "--gpus_per_replica",
         type=_delay,
-        help="GPUs a replica reserves (default: an equal share of those there are)",
+        help="GPUs a replica reserves (default: an equal share of all, at most 1)",
     )
     ray.add_argument(
         "--max_ongoing_requests",
