@@ -21,10 +21,10 @@ from model.faults.observe import metrics
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving.config import EndpointConfig, LimitsConfig, ServerConfig
-from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import free_port
 from tests.conftest import ROOT, Traces, long, needs_tool, run, until
 from tests.foreign import ForeignRay
+from tests.in_process import started
 from tests.samples import GOOD
 
 ENDS_WITHIN_S = 60
@@ -121,10 +121,7 @@ async def answers_at_the_end(when: str, count: int = 20) -> list[bytes]:
     The server is in this process, so that it can be stopped at just that moment.
     """
     endpoint = EndpointConfig(http_port=free_port())
-    server = HttpServer(uvicorn_config(hello, endpoint, grace_s=30))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    server, serving = await started(hello, endpoint, grace_s=30)
     with contextlib.ExitStack() as stack:
         address = (endpoint.host, endpoint.http_port)
         clients = [stack.enter_context(socket.create_connection(address)) for _ in range(count)]
@@ -155,10 +152,7 @@ def test_what_is_in_flight_has_so_long(takes_s, answered):
 
     async def main() -> bytes:
         endpoint = EndpointConfig(http_port=free_port())
-        server = HttpServer(uvicorn_config(slow, endpoint, grace_s=2))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
+        server, serving = await started(slow, endpoint, grace_s=2)
         reader, writer = await asyncio.open_connection(endpoint.host, endpoint.http_port)
         writer.write(REQUEST)
         while not server.server_state.tasks:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from model.loadtest import records as kept
-from model.loadtest.pays.advice import advice, rows, table_of
+from model.loadtest.pays.advice import advice, table_of, throughputs
 from model.loadtest.pays.figure import figure
 from model.loadtest.pays.measure import RECORDS, SERVERS
 from model.loadtest.pays.timed_model import TimedModel
@@ -107,10 +107,7 @@ def chosen(ms: float, shared: float, clients: int) -> str:
 
 def test_the_decision_table_of_notebook_8_agrees_with_what_was_measured():
     """Its servers do nine tenths of the best throughput on average, and nowhere less than 0.8."""
-    cases = {}
-    for row in rows(kept.read(RECORDS)):
-        case = cases.setdefault((row["ms"], row["shared"], row["clients"]), {})
-        case[row["variant"]] = row["throughput"]
+    cases = throughputs(kept.read(RECORDS))
     shares = {case: rates[chosen(*case)] / max(rates.values()) for case, rates in cases.items()}
     assert len(shares) == 24
     assert sum(shares.values()) / len(shares) > 0.9

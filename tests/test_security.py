@@ -25,9 +25,9 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving.config import EndpointConfig
-from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import free_port
 from tests.conftest import ROOT, long, run, until
+from tests.in_process import started
 from tests.samples import GOOD
 
 
@@ -108,10 +108,7 @@ def test_handshakes_that_never_end(certificate, monkeypatch):
         await send({"type": "http.response.body", "body": b"hello"})
 
     async def main() -> bytes:
-        server = HttpServer(uvicorn_config(hello, endpoint, grace_s=1))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
+        server, serving = await started(hello, endpoint, grace_s=1)
         address = endpoint.host, endpoint.http_port
         silent = [await asyncio.open_connection(*address) for _ in range(100)]
         reader, writer = await asyncio.open_connection(*address, ssl=trusting)

@@ -14,7 +14,7 @@ from model.course import tickets
 from model.course.checks import batch_sizes
 from model.course.checks_basics import cannot_start
 from model.faults.observe import metrics
-from model.loadtest.pays.advice import rows
+from model.loadtest.pays.advice import throughputs
 from model.loadtest.pays.measure import SERVERS
 from model.loadtest.server_process import ServerProcess
 
@@ -63,10 +63,7 @@ def check_choose(choose: Callable[[float, float, int], str | None], measured: li
 
     measured: of model.loadtest.pays, in which the rule is looked up.
     """
-    cases: dict[tuple, dict[str, float]] = {}
-    for row in rows(measured):
-        case = cases.setdefault((row["ms"], row["shared"], row["clients"]), {})
-        case[row["variant"]] = row["throughput"]
+    cases = throughputs(measured)
     shares, chosen = {}, set()
     for case, rates in cases.items():
         name = choose(*case)

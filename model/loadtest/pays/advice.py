@@ -15,6 +15,15 @@ def rows(measured: Iterable[dict]) -> list[dict]:
     return summary(measured, KEY)
 
 
+def throughputs(measured: Iterable[dict]) -> dict[tuple[float, float, int], dict[str, float]]:
+    """Requests a second of each server, by model and number of clients: (ms, shared, clients)."""
+    cases: dict[tuple, dict[str, float]] = {}
+    for row in rows(measured):
+        case = cases.setdefault((row["ms"], row["shared"], row["clients"]), {})
+        case[row["variant"]] = row["throughput"]
+    return cases
+
+
 def advice(measured: Iterable[dict]) -> list[dict]:
     """For each model and number of clients: the simplest server that is fast enough.
 
@@ -22,12 +31,9 @@ def advice(measured: Iterable[dict]) -> list[dict]:
     Returns ms, shared, clients, the choice, `plain`: plain KServe's requests a second, and
     `ratios`: each server's throughput against that.
     """
-    cases: dict[tuple, dict[str, float]] = {}
-    for row in rows(measured):
-        case = cases.setdefault((row["shared"], row["ms"], row["clients"]), {})
-        case[row["variant"]] = row["throughput"]
-    found = []
-    for (shared, ms, clients), rates in sorted(cases.items()):
+    cases, found = throughputs(measured), []
+    for ms, shared, clients in sorted(cases, key=lambda case: (case[1], case[0], case[2])):
+        rates = cases[ms, shared, clients]
         best = max(rates.values())
         choice = next(name for name in SERVERS if rates.get(name, 0) >= ENOUGH * best)
         plain = rates.get(PLAIN, float("nan"))
