@@ -1,6 +1,7 @@
 """Batches without a server: what is in one, which worker gets it, and what happens on failure."""
 
 import asyncio
+import contextlib
 import os
 import pickle
 import selectors
@@ -351,6 +352,35 @@ def test_the_order_returns_when_nobody_gives_up():
         await asyncio.sleep(OVERLOAD_S + 1)
         await asyncio.gather(*map(batcher, "abc"))
         assert work.batches[-3:] == [["a"], ["b"], ["c"]]
+
+    in_virtual_time(main())
+
+
+def test_batches_are_no_larger_than_clients_wait_for():
+    """A full one takes longer than they do; half of one does not. When they wait, full ones again.
+
+    Each client sends again as soon as it has an answer, or has given up.
+    """
+
+    async def main():
+        async def work(batch, worker_index, backlog):
+            taken.append(len(batch))
+            await asyncio.sleep(0.02 * len(batch))
+            return batch
+
+        async def client(patience, until):
+            while now() < until:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        await batcher("x")
+                    answered.append(now())
+
+        batcher, taken, answered = Batcher(work), [], []
+        await asyncio.gather(*(client(0.25, 20) for _ in range(64)))
+        assert len(answered) > 0.7 * 50 * 20 and max(taken[-20:]) < 16
+        taken.clear()
+        await asyncio.gather(*(client(9, 40) for _ in range(64)))
+        assert taken[-1] == 16
 
     in_virtual_time(main())
 

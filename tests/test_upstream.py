@@ -5,6 +5,7 @@ test_replica_pool.py, by the tests of "stock".
 """
 
 import ast
+import asyncio
 import importlib.util
 import inspect
 import os
@@ -21,12 +22,13 @@ import ray
 from ray import serve
 from ray._private import auto_init_hook, node, parameter, ray_constants, services, worker
 from ray.serve._private import constants as serve_constants
-from ray.serve._private import grpc_util, haproxy_templates, replica
+from ray.serve._private import grpc_util, haproxy_templates, http_util, replica
 from ray.serve._private import haproxy as serve_haproxy
 from ray.serve._private.handle_options import DynamicHandleOptions
 from ray.serve.handle import DeploymentHandle
 
-from model.serving import haproxy, upstream_ray
+from model.serving import haproxy, ingress_connection, upstream_ray
+from model.serving.ingress_connection import HEADER
 from tests.conftest import ROOT
 
 
@@ -164,12 +166,24 @@ def test_haproxy_names_applications():
 
 def test_haproxy_has_the_variables():
     """Ray Serve reads each of those that we set."""
-    names = set(haproxy.PORTS) | set(haproxy.REPLICA_PORTS)
+    names = set(haproxy.PORTS) | set(haproxy.REPLICA_PORTS) | set(ingress_connection.HOOK)
     source = inspect.getsource(serve_constants)
     names |= set(re.findall(r'"(RAY_SERVE_\w+)"', inspect.getsource(haproxy)))
     names |= {"RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S"}  # which a test slows down
     assert len(names) > 15
     assert [name for name in sorted(names) if f'"{name}"' not in source] == []
+
+
+def test_ray_hands_over_connections():
+    """It knows the header that our middleware sets, and calls what the variable names."""
+    assert serve_constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER.encode() == HEADER
+    [added] = http_util.validate_http_proxy_callback_return(ingress_connection.middlewares())
+    scope = {"type": "http", "headers": [(HEADER, b"?0")]}
+
+    async def app(scope, receive, send):
+        assert http_util.parse_disconnect_disabled_header(dict(scope["headers"]))
+
+    asyncio.run(added.cls(app)(scope, None, None))
 
 
 def dynamo_after(statement: str) -> bool:

