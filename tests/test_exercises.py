@@ -1,13 +1,19 @@
 """Each exercise's check tells a stub and a wrong solution from a right one."""
 
+import ast
+import contextlib
 import copy
 import inspect
 import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from model.course import checks
+from model.course import checks, checks_faults
 from model.course.checks_own import check_choose
 from model.course.solution import file_of
 from model.loadtest import records
@@ -86,7 +92,7 @@ LEFT_OUT = {
         ("with ServerProcess(", "%%writefile {folder}/my_server.py"),
         ("answers = ", None),
     ],
-    "04_latency_and_throughput": [("capacity = ", "plain.stop()")],
+    "04_latency_and_throughput": [("work = ", "folder = "), ("loads.clear()", "plain.stop()")],
     "05_tuning": [
         ("torch.set_num_threads(", "best = "),
         ("stock = ", "folder.mkdir("),
@@ -94,7 +100,10 @@ LEFT_OUT = {
         ("if pays:", "plain.stop()"),
     ],
     "06_keep_serving": [("killed, probes = ", "folder = "), ("auto = ", None)],
-    "07_beyond_one_machine": [("times, rows = ", "server.stop()")],
+    "07_beyond_one_machine": [
+        ("image = ", "%%writefile {folder}/my_deployment.py"),
+        ("times, rows = ", "server.stop()"),
+    ],
     "08_your_own_model": [("ways, models = ", "shutil.rmtree(")],
 }
 MEASURED = {  # checks that look the answer up in what was measured
@@ -188,6 +197,32 @@ def test_a_batch_that_is_taken_apart_or_not_answered(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("not yet: my_server.py, line 1: ")
 
 
+@pytest.mark.parametrize("late_s, ready", [(0, True), (0.5, False)])
+def test_a_readiness_that_is_answered_late_is_none(late_s, ready, monkeypatch):
+    """The server may have waited for a replica that came meanwhile."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(late_s)
+            with contextlib.suppress(OSError):
+                self.send_response(200)
+                self.end_headers()
+
+        def log_message(self, *_):
+            """Nothing."""
+
+    monkeypatch.setattr(checks_faults, "WITHIN_S", 1)
+    monkeypatch.setattr(checks_faults, "PROBE_S", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        asked = SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", name="any")
+        found = checks_faults._seconds_until_not_ready(asked)
+        server.shutdown()
+        thread.join()
+    assert (found is None) == ready
+
+
 def attempts(name: str) -> list[str]:
     """Cells that solve an exercise on a live server: wrongly, once or more, at last rightly."""
     file = name in FILES
@@ -200,15 +235,17 @@ def attempts(name: str) -> list[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("stem", [s for s, cells in notebooks().items() if live(cells)])
 def test_on_a_live_server(stem, traces, tmp_path_factory):
-    """In its notebook: each as it stands, wrongly, and rightly, and what follows from it."""
+    """In its notebook: each as it stands, wrongly, and rightly, and what follows from that."""
     cells = []
     for cell in needed(stem):
         cells.append(cell)
         for name in live([cell]):
-            for attempt in attempts(name):
-                check = copy.deepcopy(cell)
-                check.id = nbformat.v4.new_code_cell().id
-                cells += [nbformat.v4.new_code_cell(attempt), check]
+            *wrong, right = attempts(name)
+            for attempt in wrong:
+                cells += map(nbformat.v4.new_code_cell, (attempt, up_to_the_check(cell.source)))
+            check = copy.deepcopy(cell)
+            check.id = nbformat.v4.new_code_cell().id
+            cells += [nbformat.v4.new_code_cell(right), check]
     notebook = nbformat.v4.new_notebook(cells=cells)
     executed = run(notebook, traces, tmp_path_factory.mktemp("exercises")).cells
     for name in live(cells):
@@ -224,6 +261,20 @@ def needed(stem: str) -> list[nbformat.NotebookNode]:
         begins = begin(cells, first)
         del cells[begins : begin(cells, end) if end else None]
     return cells
+
+
+def up_to_the_check(source: str) -> str:
+    """A cell without what comes after its check: what follows from a wrong solution is that of the
+    one as it stands."""
+    lines = source.splitlines()
+    [statement] = [each for each in ast.parse(source, mode="exec").body if calls_a_check(each)]
+    return "\n".join(lines[: statement.end_lineno])
+
+
+def calls_a_check(statement: ast.stmt) -> bool:
+    """Whether a statement calls one."""
+    names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    return any(name.startswith("check_") for name in names)
 
 
 def begin(cells: list[nbformat.NotebookNode], source: str) -> int:

@@ -20,6 +20,7 @@ from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 
 WITHIN_S = 10
+PROBE_S = 2  # Kubernetes gives a probe one second, unless it is told otherwise
 
 
 def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
@@ -75,11 +76,19 @@ def _verdict(what: Experiment, not_ready_s: float | None) -> str:
 
 
 def _seconds_until_not_ready(server: ServerProcess) -> float | None:
-    """How long the readiness probe goes on saying 200; None if it does until the end."""
+    """How long the readiness probe goes on saying 200; None if it does until the end.
+
+    A probe that is not answered in PROBE_S has failed, as Kubernetes sees it: who answers late may
+    have waited until there was a replica again.
+    """
     began = time.monotonic()
     while time.monotonic() - began < WITHIN_S:
         url = f"{server.url}/v2/models/{server.name}/ready"
-        if requests.get(url, timeout=30).status_code != 200:
+        try:
+            said = requests.get(url, timeout=PROBE_S).status_code
+        except requests.Timeout:
+            said = None
+        if said != 200:
             return time.monotonic() - began
         time.sleep(0.05)
     return None
