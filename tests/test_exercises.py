@@ -92,7 +92,11 @@ LEFT_OUT = {
         ("with ServerProcess(", "%%writefile {folder}/my_server.py"),
         ("answers = ", None),
     ],
-    "04_latency_and_throughput": [("work = ", "folder = "), ("loads.clear()", "plain.stop()")],
+    "04_latency_and_throughput": [
+        ("work = ", "published = "),
+        ("clients, loads = ", "folder = "),
+        ("loads.clear()", "plain.stop()"),
+    ],
     "05_tuning": [
         ("torch.set_num_threads(", "best = "),
         ("stock = ", "folder.mkdir("),
@@ -100,10 +104,7 @@ LEFT_OUT = {
         ("if pays:", "plain.stop()"),
     ],
     "06_keep_serving": [("killed, probes = ", "folder = "), ("auto = ", None)],
-    "07_beyond_one_machine": [
-        ("image = ", "%%writefile {folder}/my_deployment.py"),
-        ("times, rows = ", "server.stop()"),
-    ],
+    "07_beyond_one_machine": [("times, rows = ", "server.stop()")],
     "08_your_own_model": [("ways, models = ", "shutil.rmtree(")],
 }
 MEASURED = {  # checks that look the answer up in what was measured

