@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import copy
 import inspect
 import re
 import threading
@@ -239,14 +238,11 @@ def test_on_a_live_server(stem, traces, tmp_path_factory):
     """In its notebook: each as it stands, wrongly, and rightly, and what follows from that."""
     cells = []
     for cell in needed(stem):
-        cells.append(cell)
         for name in live([cell]):
-            *wrong, right = attempts(name)
-            for attempt in wrong:
-                cells += map(nbformat.v4.new_code_cell, (attempt, up_to_the_check(cell.source)))
-            check = copy.deepcopy(cell)
-            check.id = nbformat.v4.new_code_cell().id
-            cells += [nbformat.v4.new_code_cell(right), check]
+            check, (*wrong, right) = up_to_the_check(cell.source), attempts(name)
+            sources = [check, *(source for attempt in wrong for source in (attempt, check)), right]
+            cells += map(nbformat.v4.new_code_cell, sources)
+        cells.append(cell)
     notebook = nbformat.v4.new_notebook(cells=cells)
     executed = run(notebook, traces, tmp_path_factory.mktemp("exercises")).cells
     for name in live(cells):
@@ -265,10 +261,9 @@ def needed(stem: str) -> list[nbformat.NotebookNode]:
 
 
 def up_to_the_check(source: str) -> str:
-    """A cell without what comes after its check: what follows from a wrong solution is that of the
-    one as it stands."""
+    """A cell without what comes after its check, which test_notebooks has."""
     lines = source.splitlines()
-    [statement] = [each for each in ast.parse(source, mode="exec").body if calls_a_check(each)]
+    [statement] = [each for each in ast.parse(source).body if calls_a_check(each)]
     return "\n".join(lines[: statement.end_lineno])
 
 

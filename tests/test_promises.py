@@ -6,12 +6,15 @@ What `python -m model.faults` prints, with smaller numbers. Ratios have slack he
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
 from model.faults import clients, promises
 from model.faults.experiment import Experiment, Injected
 from model.faults.grpc_clients import AGAIN
+from model.faults.nodes import fresh_token
+from model.faults.observe import wait_for_replicas
 from model.faults.outcome import Outcome, recovery_s
 from model.faults.servers import HALVES, ours
 from model.loadtest.run import RIGHT, Run, Sample
@@ -25,6 +28,18 @@ def served() -> Iterator[ServerProcess]:
     """AlexNet in two replicas."""
     with ours(*HALVES) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[promises.Start]:
+    """What stands for the start of a server with four replicas: the one that runs, once all do."""
+    with promises.fragile(4, **fresh_token()) as server:
+
+        def start(*_, **__) -> AbstractContextManager[ServerProcess]:
+            wait_for_replicas(server, 4)
+            return nullcontext(server)
+
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +79,22 @@ def test_clients_that_give_up(served, work):
 
 
 @pytest.mark.long
-def test_killed_replicas():
-    """One of two, and what was in flight on it is answered."""
-    assert_kept(promises.killed(promises.fragile, seconds=8))
+def test_killed_replicas(started):
+    """One of them, and what was in flight on it is answered."""
+    assert_kept(promises.killed(started, seconds=8))
 
 
 @pytest.mark.long
-def test_mass_failure():
+def test_mass_failure(started):
     """All, all but one, one by one."""
-    for outcome in promises.mass_failure(promises.fragile, 4, seconds=8):
+    for outcome in promises.mass_failure(started, 4, seconds=8):
         assert_kept(outcome)
 
 
 @pytest.mark.long
-def test_poison():
+def test_poison(started):
     """At most three replicas for a request that crashes them, and nobody else loses his."""
-    assert_kept(promises.poison(promises.fragile, seconds=12))
+    assert_kept(promises.poison(started, seconds=12))
 
 
 @pytest.mark.long
