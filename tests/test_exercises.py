@@ -1,6 +1,5 @@
 """Each exercise's check tells a stub and a wrong solution from a right one."""
 
-import ast
 import contextlib
 import inspect
 import re
@@ -20,6 +19,7 @@ from model.loadtest.pays.measure import RECORDS
 from notebooks import solutions
 from tests.test_notebooks import PATHS, run
 
+CHECK = r"^(?:await |\w+ = )?check_(\w+)\("  # the line of a cell that calls one
 # Exercises that are a function, with a wrong solution each.
 WRONG = {
     "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
@@ -130,11 +130,7 @@ def notebooks() -> dict[str, list[nbformat.NotebookNode]]:
 def exercises(cells: list[nbformat.NotebookNode]) -> list[str]:
     """The names that the cells' checks are about, in order."""
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
-    return [
-        name
-        for source in sources
-        for name in re.findall(r"^(?:await |\w+ = )?check_(\w+)\(", source, re.M)
-    ]
+    return [name for source in sources for name in re.findall(CHECK, source, re.M)]
 
 
 def live(cells: list[nbformat.NotebookNode]) -> list[str]:
@@ -262,15 +258,7 @@ def needed(stem: str) -> list[nbformat.NotebookNode]:
 
 def up_to_the_check(source: str) -> str:
     """A cell without what comes after its check, which test_notebooks has."""
-    lines = source.splitlines()
-    [statement] = [each for each in ast.parse(source).body if calls_a_check(each)]
-    return "\n".join(lines[: statement.end_lineno])
-
-
-def calls_a_check(statement: ast.stmt) -> bool:
-    """Whether a statement calls one."""
-    names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    return any(name.startswith("check_") for name in names)
+    return source[: re.search(CHECK + ".*", source, re.M).end()]
 
 
 def begin(cells: list[nbformat.NotebookNode], source: str) -> int:

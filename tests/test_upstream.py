@@ -28,7 +28,6 @@ from ray.serve._private.handle_options import DynamicHandleOptions
 from ray.serve.handle import DeploymentHandle
 
 from model.serving import haproxy, ingress_connection, upstream_ray
-from model.serving.ingress_connection import HEADER
 from tests.conftest import ROOT
 
 
@@ -176,9 +175,10 @@ def test_haproxy_has_the_variables():
 
 def test_ray_hands_over_connections():
     """It knows the header that our middleware sets, and calls what the variable names."""
-    assert serve_constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER.encode() == HEADER
+    header = ingress_connection.HEADER
+    assert serve_constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER.encode() == header
     [added] = http_util.validate_http_proxy_callback_return(ingress_connection.middlewares())
-    scope = {"type": "http", "headers": [(HEADER, b"?0")]}
+    scope = {"type": "http", "headers": [(header, b"?0")]}
 
     async def app(scope, receive, send):
         assert http_util.parse_disconnect_disabled_header(dict(scope["headers"]))

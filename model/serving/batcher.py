@@ -28,6 +28,10 @@ class Batcher:
     would be given up while they are worked on, and so everybody's. But whoever has waited for some
     seconds is not passed over: else a few clients that give up would have the others wait for as
     long as there is a queue.
+
+    A batch that most of its clients did not wait for was too large: the next ones hold half of it,
+    and each one that they do wait for lets them hold one more, until nobody gives up any more
+    (Clipper finds so what a latency allows: D. Crankshaw et al., NSDI 2017).
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class Batcher:
 
     def _share(self, waited: bool) -> int:
         """How much a free worker gets now."""
-        if asyncio.get_running_loop().time() >= self._newest_first_until:
+        if not self._clients_give_up():
             self._most = self._max_size
         waiting = Waiting(
             queued=self._queued_size,
@@ -134,10 +138,11 @@ class Batcher:
     def _take(self, share: int) -> list["_Entry"]:
         """Remove the items of the next batch from the queue; those that are too late fail."""
         now = asyncio.get_running_loop().time()
+        give_up = self._clients_give_up()
         taken, total = [], 0
         while self._queue:
             oldest = next(iter(self._queue.values()))
-            newest_first = now < self._newest_first_until and now - oldest.since < LONG_S
+            newest_first = give_up and now - oldest.since < LONG_S
             future, entry = self._queue.popitem(last=newest_first)
             if taken and total + entry.size > share:
                 self._queue[future] = entry
@@ -150,6 +155,10 @@ class Batcher:
                 taken.append(entry)
                 total += entry.size
         return taken
+
+    def _clients_give_up(self) -> bool:
+        """Whether one has of late."""
+        return asyncio.get_running_loop().time() < self._newest_first_until
 
     def _too_late(self, entry: "_Entry", now: float) -> bool:
         """Whether its deadline passes before any batch of late could have been done."""
