@@ -74,7 +74,7 @@ pays: .venv/.ready
 	@echo "pays: measuring; leave the machine to it, for about 16 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.pays $(ARGS)
 
-.venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh model/loadtest/peers/requirements.txt
+.venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh $(wildcard model/loadtest/peers/requirements/*)
 	@sh model/loadtest/peers/setup.sh
 
 against: .venv/.ready

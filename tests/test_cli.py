@@ -198,6 +198,9 @@ WRONG_FOR_A_SERVER = {
     "--in_process --watchdog_timeout_s 2": "--watchdog_timeout_s",
     f"--in_process --address {CLUSTER}": "--address",
     "--in_process --batching replica": "--batching",
+    "--topology ingress --in_process": "--topology is for replicas",
+    f"--topology ingress --address {CLUSTER}": "--topology ingress starts a cluster",
+    "--topology ingress --ssl_certfile README.md --ssl_keyfile README.md": "does not speak TLS",
 }
 WRONG_MODELS = {
     "tiny": "MODULE:CLASS",

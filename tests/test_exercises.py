@@ -17,7 +17,7 @@ from model.course.solution import file_of
 from model.loadtest import records
 from model.loadtest.pays.measure import RECORDS
 from notebooks import solutions
-from tests.test_notebooks import PATHS, run
+from tests.test_notebooks import PATHS, run, without
 
 CHECK = r"^(?:await |\w+ = )?check_(\w+)\("  # the line of a cell that calls one
 # Exercises that are a function, with a wrong solution each.
@@ -27,8 +27,8 @@ WRONG = {
     "choose": "def choose(ms, shared, clients):\n    return 'plain KServe'",
     "replicas_needed": "def replicas_needed(rate, s, share):\n    return round(rate * s)",
 }
-# Exercises on a live server: what makes the solution wrong, once or more, and how the cell begins
-# that writes it, where it is a file.
+# Exercises on a live server: what makes the solution wrong otherwise than what stands there, and
+# how the cell begins that writes it, where it is a file.
 LIVE = {
     "scale_hello": [("num_replicas=replicas", "num_replicas=2")],
     "pipeline": [
@@ -42,11 +42,8 @@ LIVE = {
     "ongoing": [("max_ongoing_requests=16", "max_ongoing_requests=8")],
     "resilient": [
         ("return await asyncio.wait_for(self.handle.healthy.remote(), 5)", "return self.ready"),
-        ("for _ in range(2):", "for _ in range(0):"),  # __call__ does not retry, healthy does
-    ],
-    "serve_batch": [
-        ("    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)\n", ""),
-    ],
+    ],  # as it stands it does not retry
+    "serve_batch": [],  # as it stands it gathers none; other mistakes have tests of their own
     "dispatch_rule": [("min(waiting.queued, waiting.max_size)", "0")],
     "tickets": [
         ("raise InvalidInput", "raise ValueError"),
@@ -79,7 +76,6 @@ LIVE = {
         ("max_replicas_per_node=1, ", ""),
         ("max_replicas_per_node=1", "max_replicas_per_node=2"),
         ("app = ", "application = "),
-        ("Placed.bind()", "Placed"),
     ],
 }
 # Cells that no exercise needs, left to test_notebooks: from the one that begins so, up to the one
@@ -220,7 +216,7 @@ def test_a_readiness_that_is_answered_late_is_none(late_s, ready, monkeypatch):
 
 
 def attempts(name: str) -> list[str]:
-    """Cells that solve an exercise on a live server: wrongly, once or more, at last rightly."""
+    """Cells that solve an exercise on a live server: wrongly, and at last rightly."""
     file = name in FILES
     source = file_of(name) if file else inspect.getsource(getattr(solutions, name))
     wrong = [source.replace(*change) for change in LIVE[name]]
@@ -249,22 +245,15 @@ def test_on_a_live_server(stem, traces, tmp_path_factory):
 
 def needed(stem: str) -> list[nbformat.NotebookNode]:
     """A notebook's cells of code, without those that LEFT_OUT names."""
-    cells = [cell for cell in notebooks()[stem] if cell.cell_type == "code"]
+    cells = notebooks()[stem]
     for first, end in LEFT_OUT.get(stem, []):
-        begins = begin(cells, first)
-        del cells[begins : begin(cells, end) if end else None]
-    return cells
+        cells = without(cells, first, end)
+    return [cell for cell in cells if cell.cell_type == "code"]
 
 
 def up_to_the_check(source: str) -> str:
     """A cell without what comes after its check, which test_notebooks has."""
     return source[: re.search(CHECK + ".*", source, re.M).end()]
-
-
-def begin(cells: list[nbformat.NotebookNode], source: str) -> int:
-    """Where the only cell is that begins so."""
-    [place] = [i for i, cell in enumerate(cells) if cell.source.startswith(source)]
-    return place
 
 
 def verdict(cell: nbformat.NotebookNode) -> str:

@@ -161,6 +161,14 @@ def test_an_experiment_fails_when_its_fault_comes_after_the_load(url):
             run_experiment(server, "late", WORK, SECONDS, faults)
 
 
+def test_a_fault_comes_when_the_load_has_begun(url):
+    """Also where its generator starts slowly: the times of faults are the load's."""
+    with server_of(url, *REPLICAS) as server:
+        faults = [Fault(0, "at once", lambda: "it had an effect")]
+        found = run_experiment(server, "at once", WORK, SECONDS, faults)
+    assert 0 <= found.faults[0].began - found.run.began < SECONDS
+
+
 def test_an_experiment_says_the_evidence(url):
     """In its facts; observations need none, and steps are done in the order of their times."""
     seen = []

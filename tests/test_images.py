@@ -7,12 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from kserve.errors import InvalidInput
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.models import AlexNet_Weights
 
-from model.alexnet.images import MAX_PIXELS, STD, preprocess
+from model.alexnet.images import MAX_PIXELS, STD, ImageError, preprocess
 from tests.malformed_images import encoded, png16
 from tests.samples import BROKEN, GOOD, SCENE
 
@@ -101,8 +100,8 @@ def test_images_are_turned_upright(form, orientation):
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_is_no_image_is_refused(kind):
-    """InvalidInput with one line that says why."""
-    with pytest.raises(InvalidInput) as refusal:
+    """ImageError with one line that says why."""
+    with pytest.raises(ImageError) as refusal:
         preprocess(BROKEN[kind])
     assert re.fullmatch(r"[^\n]{10,250}", str(refusal.value))
     assert not re.search(r"\.cpp|\.py|operator|/\w+/\w+/", str(refusal.value))
@@ -126,8 +125,8 @@ def test_the_limit_of_pixels_can_be_set():
     """An image of as many pixels is read, also scaled; one more is refused, with the limit."""
     assert SCENE.shape[:2] == (300, 400)
     assert preprocess(encoded(SCENE, "PNG"), max_pixels=300 * 400).shape == (3, 224, 224)
-    with pytest.raises(InvalidInput, match="at most 119,999 pixels"):
+    with pytest.raises(ImageError, match="at most 119,999 pixels"):
         preprocess(encoded(SCENE, "PNG"), max_pixels=300 * 400 - 1)
     thin = encoded(np.zeros((2, 40), np.uint8), "PNG")  # scaled it is 256 x 5120
-    with pytest.raises(InvalidInput, match="at most 1,310,719 pixels"):
+    with pytest.raises(ImageError, match="at most 1,310,719 pixels"):
         preprocess(thin, max_pixels=256 * 5120 - 1)

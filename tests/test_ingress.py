@@ -16,7 +16,7 @@ from model.faults.nodes import fresh_token
 from model.faults.observe import metrics, replicas
 from model.faults.promises import LEAN, MS, Fragile, work
 from model.loadtest.server_process import ServerProcess
-from tests.conftest import Traces, run, until
+from tests.conftest import Traces, until
 from tests.test_lifecycle import assert_ends, listening
 
 BODY = {"instances": [{"ms": 1}]}
@@ -150,18 +150,3 @@ def test_it_ends_as_it_should(traces: Traces):
     said = server.log.read_text()
     assert_ends(server, traces)
     assert server.process.returncode == 0 and "Traceback" not in said
-
-
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        (["--ssl_certfile", "README.md", "--ssl_keyfile", "README.md"], "HAProxy does not speak"),
-        (["--address", "127.0.0.1:6379"], "starts a cluster"),
-        (["--in_process"], "--topology is for replicas"),
-    ],
-)
-def test_what_can_only_be_done_in_front(options, sentence):
-    """One sentence that says so."""
-    ended = run("model.serving", "--topology", "ingress", *options)
-    assert ended.returncode == 1 and sentence in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1

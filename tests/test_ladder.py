@@ -77,10 +77,9 @@ def test_replicas_share_their_weights(plain, replicas):
     assert replicas.memory() < 3 * plain.memory()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_batches_in_process(work, workers):
-    """Without Ray: in one process, and in those of KServe's `--workers`."""
-    options = ("--in_process", "--workers", workers, "--threads", "1")
+def test_batches_in_process(work):
+    """Without Ray: in each of the processes of KServe's `--workers`."""
+    options = ("--in_process", "--workers", "2", "--threads", "1")
     with ServerProcess("model.serving", *options) as server:
         run = closed_loop(server.predict, work, 8, 2, warmup_s=1, keep_headers=True)
     # The kernel deals out connections as it likes: a worker may have one client, always alone.

@@ -268,6 +268,25 @@ def test_answers_are_compared_with_the_reference():
         assert work.judge(0, bad) == ("unreadable response", 0)
 
 
+def test_answers_in_v2_are_read_as_in_v1():
+    """Two images a request, for servers that speak V2 only."""
+    names, values = ["red star", "blue star"], [0.75, 0.25]
+    reference = [[{"label": n, "probability": v} for n, v in zip(names, values, strict=True)]] * 2
+    work = Workload([b"p", b"q"], ["red star"] * 2, reference, images_per_request=2, v2=True)
+    [image] = json.loads(work.bodies[1])["inputs"]
+    assert image["shape"] == [2, 1] and image["data"] == ["cQ==", "cA=="]
+
+    def response(labels: list[str], probabilities: list[float]) -> bytes:
+        data = {"label": labels, "probability": probabilities}
+        outputs = [{"name": name, "shape": [2, 2], "data": of} for name, of in data.items()]
+        return json.dumps({"outputs": outputs}).encode()
+
+    assert work.judge(0, response(names * 2, values * 2)) == (RIGHT, 0.0)
+    other = work.judge(0, response([*names, *names[::-1]], values * 2))
+    assert other == ("wrong label", 0.5)
+    assert work.judge(0, b'{"predictions": []}')[0] == "unreadable response"
+
+
 def test_arguments_that_make_no_sense_raise():
     """ValueError, before anything is sent."""
     for url, clients, seconds in (("https://x/", 1, 1), ("http://x/", 0, 1), ("http://x/", 1, 0)):
@@ -290,7 +309,8 @@ def test_the_generator_lives_apart():
     code = f"import sys; from model.loadtest import load; load.main(); sys.exit(str({heavy} or ''))"
     load = pickle.dumps(Load("http://127.0.0.1:9/", WORK, 1, None, 0.1, warmup_s=0))
     done = subprocess.run([sys.executable, "-c", code], input=load, capture_output=True)
-    assert pickle.loads(done.stdout).sent > 0 and done.stderr.strip() == b""
+    assert done.stdout[:1] == b"!"  # it has begun
+    assert pickle.loads(done.stdout[1:]).sent > 0 and done.stderr.strip() == b""
 
     async def in_a_loop() -> Run:
         return closed_loop(server.url, WORK, 1, 0.2, warmup_s=0)

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import torch
-from kserve.errors import InvalidInput
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -22,11 +21,15 @@ _SCALE = (1 / (255 * torch.tensor(STD))).repeat(224)
 _SHIFT = (-torch.tensor(MEAN) / torch.tensor(STD)).repeat(224)
 
 
+class ImageError(ValueError):
+    """The data are no image that can be read; the message says what to send."""
+
+
 def preprocess(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode one image, turn it upright and prepare it for AlexNet: float32 [3, 224, 224].
 
     This is torchvision's preprocessing for AlexNet: short side to 256, the middle 224 x 224,
-    normalised. In memory it is channels last. Raises InvalidInput for data that are no image, are
+    normalised. In memory it is channels last. Raises ImageError for data that are no image, are
     cut off, or are too large: more than `max_pixels` pixels as encoded, or once the short side is
     scaled to 256.
     """
@@ -40,14 +43,14 @@ def preprocess(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
                 decoded = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
             else:
                 decoded = _decode_with_pillow(image)
-    except (InvalidInput, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise InvalidInput(
+        raise ImageError(
             f"the data is not an image: send one of {', '.join(FORMATS)}, whole"
         ) from None
     except Exception:  # decoders raise nearly anything when a file is broken
-        raise InvalidInput("the image is broken or cut off") from None
+        raise ImageError("the image is broken or cut off") from None
     rows = _resize_and_crop(decoded).permute(1, 2, 0).reshape(224, 224 * 3)
     return torch.addcmul(_SHIFT, rows, _SCALE).reshape(224, 224, 3).permute(2, 0, 1)
 
@@ -68,7 +71,7 @@ def _resize_and_crop(image: Tensor) -> Tensor:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     short, long = sorted((width, height))
     if short < 1 or max(short * long, 256 * 256 * long // short) > max_pixels:
-        raise InvalidInput(
+        raise ImageError(
             f"the image is too large: at most {max_pixels:,} pixels, "
             "also when its short side is scaled to 256"
         )
@@ -84,7 +87,7 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8), "L")
     elif image.mode in ("I", "F"):
-        raise InvalidInput("images of 32 bits a channel are not supported: send 8 or 16")
+        raise ImageError("images of 32 bits a channel are not supported: send 8 or 16")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -128,7 +128,7 @@ class AlexNetModel(Model):
         for i, image in enumerate(found):
             try:
                 decoded.append(images.preprocess(image, self.max_pixels))
-            except InvalidInput as error:
+            except images.ImageError as error:
                 raise InvalidInput(f"image {i}: {error}") from None
         return torch.stack(decoded)
 

@@ -21,14 +21,12 @@ from model.loadtest.workload import Workload
 
 WITHIN_S = 10
 PROBE_S = 2  # Kubernetes gives a probe one second, unless it is told otherwise
-LOAD_S = 4  # at least: where cores are scarce the load may begin a second after it was to begin
 
 
 def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
     """Notebook 6: does a killed replica cost `my_server.py` a request, and is its readiness true?
 
-    seconds: of load, four at least, with the kill after a third of them. Returns every request in a
-    figure.
+    seconds: of load, with the kill after a third of them. Returns every request in a figure.
     """
     if not re.search(
         r"^\s*(except|with|async with)\b", (folder / "my_server.py").read_text(), re.M
@@ -49,7 +47,6 @@ def check_resilient(folder: Path, seconds: float = 6) -> Figure | None:
 
 def _kill_replicas(server: ServerProcess, seconds: float) -> tuple[Experiment, float | None]:
     """Kill one under load and, where that failed no request, both; then probe the readiness."""
-    seconds = max(seconds, LOAD_S)
     kill = partial(inject.kill_one_at_work, server)
     steps = [Fault(seconds / 3, "a replica is killed", kill)]
     what = run_experiment(server, "yours", Workload.drawn(), seconds, steps, timeout_s=30)

@@ -20,7 +20,7 @@ CLIENTS = 16
 class Fault(NamedTuple):
     """What is to be done to a server under load."""
 
-    at_s: float  # seconds after the load's process was started
+    at_s: float  # seconds after the first request was sent
     name: str
     inject: Callable[[], str]  # does it, and returns the evidence that it had an effect
 
@@ -130,6 +130,7 @@ def run_experiment(
     with _Steps(steps) as injector:
         watch = {process.pid: process.name() for process in server.processes()[:1]}
         how = {"warmup_s": 0, "timeout_s": timeout_s, "watch": watch, "keep_headers": keep_headers}
+        how["begins"] = injector.begin
         if rate is None:
             run = closed_loop(server.predict, work, clients, seconds, **how)
         else:
@@ -154,15 +155,21 @@ def run_experiment(
 
 
 class _Steps:
-    """Does steps in a thread while the `with` block runs; an exception in the block ends them."""
+    """Does steps in a thread, from `begin` on; an exception in the `with` block ends them."""
 
     def __init__(self, steps: Sequence[Fault | Observation]) -> None:
         self.injected: list[Injected] = []
         self._steps = sorted(steps, key=lambda step: step.at_s)
-        self._broken_off, self._failure = threading.Event(), None
+        self._begun, self._broken_off = threading.Event(), threading.Event()
+        self._failure = None
         self._thread = threading.Thread(target=self._run)
 
+    def begin(self) -> None:
+        """The times of the steps count from now on."""
+        self._begun.set()
+
     def _run(self) -> None:
+        self._begun.wait()
         began = time.monotonic()
         for step in self._steps:
             if self._broken_off.wait(max(0.0, began + step.at_s - time.monotonic())):
@@ -190,6 +197,7 @@ class _Steps:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
             self._broken_off.set()
+            self._begun.set()
         self._thread.join()
         if kind is None and self._failure is not None:
             raise self._failure

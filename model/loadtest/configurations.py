@@ -16,17 +16,19 @@ from model.serving.machine import cores
 
 N = min(cores(), 8)
 PLAIN, STOCK, OURS = "model.basics.kserve_server", "model.loadtest.stock", "model.serving"
-PEERS_PYTHON = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+PEERS_FOLDER = Path(__file__).parents[2] / ".venv-peers"
 ONE_THREAD = MappingProxyType({"OMP_NUM_THREADS": "1"})  # torch's, a process
 
 
 class Configuration(NamedTuple):
-    """A server: its module, the options of its command line, environment variables."""
+    """A server: its module, the options of its command line, environment variables, the
+    interpreter that runs it."""
 
     module: str
     options: str = ""
     env: Mapping[str, str] = MappingProxyType({})
     python: str | Path = sys.executable
+    v2: bool = False  # whether it speaks V2 only
 
     @property
     def command(self) -> str:
@@ -38,6 +40,11 @@ class Configuration(NamedTuple):
         """Start the server and wait until it is ready; errors as of ServerProcess."""
         options = shlex.split(self.options)
         return ServerProcess(self.module, *options, python=self.python, **self.env)
+
+
+def peer_python(peer: str) -> Path:
+    """The interpreter of a peer's environment, which model/loadtest/peers/setup.sh makes."""
+    return PEERS_FOLDER / peer / "bin" / "python"
 
 
 AS_STOCK = "--set memory_format=contiguous --access_log on"  # AlexNet's and KServe's own defaults
@@ -64,16 +71,25 @@ CONFIGURATIONS = {
     f"in process, {N} workers": Configuration(OURS, f"--in_process --workers {N}"),
 }
 
-PEERS = {  # other servers with the same model code, each at its best; `make peers`
+BATCHES = "--max_batch_size 16 --batch_wait_ms 2"
+ENVIRONMENTS = ("litserve", "bentoml", "mlserver", "triton")  # peers that need one of their own
+ONLY_V2 = ("mlserver", "triton")
+PEERS = {  # other servers with the same network, each at its best; `make peers`
     f"{server}, {workers} workers, {precision}": Configuration(
         f"model.loadtest.peers.{module}_server",
-        f"--workers {workers} --precision {precision} {more}",
-        python=PEERS_PYTHON,
+        f"--workers {workers} --precision {precision} {BATCHES}",
+        MappingProxyType({"OMP_NUM_THREADS": str(max(1, N // workers))}),
+        python=peer_python(module) if module in ENVIRONMENTS else sys.executable,
+        v2=module in ONLY_V2,
     )
     for precision in ("float32", "bfloat16")
-    for server, module, workers, more in (
-        ("LitServe", "litserve", 1, "--max_batch_size 16 --batch_wait_ms 2"),
-        ("LitServe", "litserve", N, "--max_batch_size 16 --batch_wait_ms 2"),
-        ("FastAPI", "fastapi", N, ""),
+    for server, module, workers in (
+        ("LitServe", "litserve", 1),
+        ("LitServe", "litserve", N),
+        ("BentoML", "bentoml", N),
+        ("MLServer", "mlserver", N),
+        ("Triton", "triton", N),
+        ("Ray Serve", "ray_serve", N),
+        ("FastAPI", "fastapi", N),
     )
 }

@@ -8,18 +8,30 @@ A process of its own sends the requests, so that the caller's work does not dist
 time can be told apart. It imports neither torch nor KServe nor Ray, and ends with its caller.
 """
 
+import contextlib
+import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 
 from model.loadtest.load import Load
 from model.loadtest.run import Run
 from model.loadtest.workload import Workload
 
 
-def closed_loop(url: str, work: Workload, clients: int, seconds: float, **more) -> Run:
+def closed_loop(
+    url: str,
+    work: Workload,
+    clients: int,
+    seconds: float,
+    *,
+    begins: Callable[[], object] = lambda: None,
+    **more,
+) -> Run:
     """Load `url` (of V1 predict) with `clients` that each wait for a response before they go on.
 
+    begins: is called as the first request is sent, a moment after the generator's process starts.
     more: `warmup_s` (2) before the `seconds` that are measured; `timeout_s` (30) of a request,
     and for all that is not done at the end; `retry` (""): "at once" or "as told", when a request
     that is rejected with 503 is retried, as told by its `Retry-After`; `keep_headers` (False);
@@ -27,30 +39,48 @@ def closed_loop(url: str, work: Workload, clients: int, seconds: float, **more) 
     goes wrong with a request is counted. Raises ValueError for arguments that make no sense, and
     RuntimeError when the generator itself fails.
     """
-    return _generate(Load(url, work, clients, None, seconds, **more))
+    return _generate(Load(url, work, clients, None, seconds, **more), begins)
 
 
 def open_loop(
-    url: str, work: Workload, rate: float, seconds: float, *, connections: int = 256, **more
+    url: str,
+    work: Workload,
+    rate: float,
+    seconds: float,
+    *,
+    connections: int = 256,
+    begins: Callable[[], object] = lambda: None,
+    **more,
 ) -> Run:
     """Load `url` with `rate` requests a second at random moments (Poisson).
 
     connections: at most so many requests are in flight; what is due beyond them is sent late.
-    more, errors: as for `closed_loop`, and `seed` (0) of the moments. asyncio's clock sends a
-    request up to 1 ms after it is due, which counts as latency.
+    begins, more, errors: as for `closed_loop`, and `seed` (0) of the moments. asyncio's clock sends
+    a request up to 1 ms after it is due, which counts as latency.
     """
-    return _generate(Load(url, work, connections, rate, seconds, **more))
+    return _generate(Load(url, work, connections, rate, seconds, **more), begins)
 
 
-def _generate(load: Load) -> Run:
+def _generate(load: Load, begins: Callable[[], object]) -> Run:
     """Run the load in a process of its own, which an exception here (an interrupt) ends."""
-    process = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", "from model.loadtest import load; load.main()"],
-        input=pickle.dumps(load),
-        capture_output=True,
-        timeout=load.end + load.timeout_s + 30,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         start_new_session=True,  # an interrupt in the notebook is for the caller only
     )
+    with process:
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has failed, and says below why
+                process.stdin.write(pickle.dumps(load))
+                process.stdin.flush()
+            if os.read(process.stdout.fileno(), 1):
+                begins()
+            run, said = process.communicate(timeout=load.end + load.timeout_s + 30)
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode:
-        raise RuntimeError(f"the load generator failed: {process.stderr.decode()[-2000:]}")
-    return pickle.loads(process.stdout)
+        raise RuntimeError(f"the load generator failed: {said.decode()[-2000:]}")
+    return pickle.loads(run)

@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -25,10 +25,15 @@ PAUSE_S = 0.05  # of a closed-loop client that cannot connect: it would try with
 
 
 def main() -> None:
-    """Run the load that stdin holds, pickled; write the pickled Run to stdout."""
+    """Run the load that stdin holds, pickled; write a byte as it begins, then the pickled Run."""
     load = pickle.load(sys.stdin.buffer)
     gc.disable()  # a collection would hold up requests
-    sys.stdout.buffer.write(pickle.dumps(asyncio.run(load.run())))
+    sys.stdout.buffer.write(pickle.dumps(asyncio.run(load.run(_say_that_it_begins))))
+
+
+def _say_that_it_begins() -> None:
+    sys.stdout.buffer.write(b"!")
+    sys.stdout.buffer.flush()
 
 
 def _pause(headers: dict[str, str]) -> float:
@@ -74,8 +79,8 @@ class Load:
         """Seconds since the load began."""
         return time.monotonic() - self.zero
 
-    async def run(self) -> Run:
-        """Run all clients to their end, which `timeout_s` bounds."""
+    async def run(self, begins: Callable[[], object]) -> Run:
+        """Run all clients to their end, which `timeout_s` bounds. begins: is called as they do."""
         url = urlsplit(self.url)
         self.connections = Connections(url.hostname, url.port or 80)
         head = f"POST {url.path or '/'} HTTP/1.1\r\nHost: {url.netloc}\r\n"
@@ -83,6 +88,7 @@ class Load:
         self.texts = [f"{head}{len(body)}\r\n\r\n".encode() + body for body in self.work.bodies]
         watchman = asyncio.create_task(self._end_with_caller())
         self.began, self.zero = time.time(), time.monotonic()
+        begins()
         moments = self._at_once() if self.rate is None else self._poisson()
         clients = [asyncio.create_task(self._client(moments)) for _ in range(self.clients)]
         await asyncio.sleep(self.warmup_s)

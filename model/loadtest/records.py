@@ -30,7 +30,7 @@ def measure(
     """
     loop = open_loop if "rate" in how else closed_loop
     watch = {process.pid: part_of(process) for process in server.processes()}
-    run = loop(server.predict, work, seconds=seconds, watch=watch, **how)
+    run = loop(_address(server, work), work, seconds=seconds, watch=watch, **how)
     command = " ".join(server.process.cmdline()[2:])
     return {
         "variant": variant,
@@ -63,8 +63,9 @@ def health_checks(
 ) -> dict[str, float]:
     """Latency of health checks, 50 a second at most, while clients load the server: p50 and p99."""
     times: list[float] = []
+    url = _address(server, work)
     with ThreadPoolExecutor(1) as thread, requests.Session() as session:
-        busy = thread.submit(closed_loop, server.predict, work, clients, seconds, warmup_s=1)
+        busy = thread.submit(closed_loop, url, work, clients, seconds, warmup_s=1)
         while not busy.done():
             sent = time.perf_counter()
             session.get(f"{server.url}/v2/models/{server.name}/ready", timeout=60)
@@ -72,6 +73,10 @@ def health_checks(
             time.sleep(0.02)
         busy.result()
     return {f"health_p{p}_ms": 1000 * float(np.percentile(times, p)) for p in (50, 99)}
+
+
+def _address(server: ServerProcess, work: Workload) -> str:
+    return server.infer if work.v2 else server.predict
 
 
 def part_of(process: psutil.Process) -> str:

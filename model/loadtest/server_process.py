@@ -30,7 +30,8 @@ class ServerProcess:
 
     It listens on free ports, logs to a file, and ends with `stop`, with the `with` block, or with
     this Python process, whichever comes first. `url` (http://host:port), `grpc` (host:port),
-    `name` (of its first model) and `predict` (the address of V1 predict) are what a client needs.
+    `name` (of its first model), `predict` (the address of V1 predict) and `infer` (of V2's) are
+    what a client needs.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ServerProcess:
             self.module, self.name = module, _model_name(options)
             self.url, self.grpc = f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
             self.predict = f"{self.url}/v1/models/{self.name}:predict"
+            self.infer = f"{self.url}/v2/models/{self.name}/infer"
             ports = ["--http_port", str(http_port), "--grpc_port", str(grpc_port)]
             handle, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log")
             self.log = Path(name)

@@ -4,28 +4,38 @@ import json
 from dataclasses import dataclass, field
 
 from model.alexnet import shapes
-from model.loadtest.bodies import v1_body
+from model.loadtest.bodies import v1_body, v2_body
 from model.loadtest.run import RIGHT, WRONG
 
 
 @dataclass
 class Workload:
-    """V1 requests, and what a right response to each is.
+    """Requests, and what a right response to each is.
 
     images: encoded. labels: the right one for each. reference: V1 predictions for each image,
     which those of responses are compared with; None: only labels are compared. images_per_request:
-    there are as many requests as images, the i-th holds the i-th image and those that follow.
+    there are as many requests as images, the i-th holds the i-th image and those that follow. v2:
+    in the Open Inference Protocol, whose input is [N, 1] then, as servers that gather batches want
+    it; else in V1.
     """
 
     images: list[bytes]
     labels: list[str]
     reference: list[list[dict]] | None = None
     images_per_request: int = 1
+    v2: bool = False
     bodies: list[bytes] = field(init=False, repr=False)  # JSON
 
     def __post_init__(self) -> None:
         requests = [[self.images[j] for j in self._of(i)] for i in range(len(self.images))]
-        self.bodies = [json.dumps(v1_body(images)).encode() for images in requests]
+        self.bodies = [json.dumps(self._body(images)).encode() for images in requests]
+
+    def _body(self, images: list[bytes]) -> dict:
+        if not self.v2:
+            return v1_body(images)
+        body = v2_body(images)
+        body["inputs"][0]["shape"] = [len(images), 1]
+        return body
 
     def _of(self, request: int) -> list[int]:
         """The indices of a request's images."""
@@ -45,7 +55,8 @@ class Workload:
         does not name is taken to have the probability of the least probable that it names.
         """
         try:
-            predictions = json.loads(body)["predictions"]
+            answer = json.loads(body)
+            predictions = _predictions(answer) if self.v2 else answer["predictions"]
             pairs = zip(self._of(request), predictions, strict=True)
             outcomes = [self._judge(image, prediction) for image, prediction in pairs]
         except (ValueError, LookupError, TypeError):
@@ -65,6 +76,16 @@ class Workload:
         return outcome, max(distances, default=0.0)
 
 
+def _predictions(answer: dict) -> list[list[dict]]:
+    """What a V2 response says, as V1 has it."""
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    label, probability = outputs["label"], outputs["probability"]
+    pairs = zip(label["data"], probability["data"], strict=True)
+    found = [{"label": name, "probability": value} for name, value in pairs]
+    each = label["shape"][1]
+    return [found[start : start + each] for start in range(0, len(found), each)]
+
+
 @dataclass
 class JsonWorkload:
     """Requests of any model, and the response that each must get.
@@ -75,6 +96,7 @@ class JsonWorkload:
     requests: list
     responses: list
     reference: None = None  # responses are compared as a whole
+    v2: bool = False  # whose address they go to
     bodies: list[bytes] = field(init=False, repr=False)  # JSON
 
     def __post_init__(self) -> None:

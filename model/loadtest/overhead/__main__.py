@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from model.loadtest.configurations import PEERS_PYTHON
 from model.loadtest.in_turn import measure_in_turn
 from model.loadtest.overhead.figure import figure, rows
 from model.loadtest.overhead.measure import LOADS, RECORDS, SMALL, WAYS, measure
@@ -25,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.ways) - set(WAYS):
         parser.error(f"there is no {', '.join(unknown)} here; there are {listed}")
-    installed = [n for n, way in WAYS.items() if way.python != PEERS_PYTHON or way.python.exists()]
+    installed = [name for name, way in WAYS.items() if Path(way.python).exists()]
     ways = args.ways or installed
     loads = [load for load in LOADS if load[:2] == (0, SMALL)] if args.nothing else LOADS
     measured = measure_in_turn(

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from model.loadtest import records
-from model.loadtest.configurations import PEERS_PYTHON, Configuration
+from model.loadtest.configurations import Configuration, peer_python
 from model.loadtest.pays.measure import MODEL
 from model.loadtest.workload import JsonWorkload
 
 RECORDS = Path(__file__).parents[3] / "imgs" / "overhead.jsonl"  # of `make overhead`
-PAYS, HANDLER = "model.loadtest.pays", "model.loadtest.overhead.handler"
+PAYS, PEERS = "model.loadtest.pays", "model.loadtest.peers"
+TIMED = "--model timed --workers 2"
 BY_GRPC = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
 PLAIN, IN_FRONT, INGRESS = "plain KServe", "KServe in front (ours)", "KServe in each replica (ours)"
 STOCK = "RayModel as published"
@@ -17,19 +18,19 @@ WAYS = {  # each with two processes that hold the model, but plain KServe and ou
     PLAIN: Configuration(f"{PAYS}.plain_server"),
     STOCK: Configuration(f"{PAYS}.ray_server"),
     "RayModel, by gRPC": Configuration(f"{PAYS}.ray_server", env=BY_GRPC),
-    "Ray Serve, Python proxy": Configuration(HANDLER),
-    "Ray Serve, HAProxy": Configuration(HANDLER, "--haproxy"),
+    "Ray Serve, Python proxy": Configuration(
+        f"{PEERS}.ray_serve_server", f"{TIMED} --max_batch_size 1 --python_proxy"
+    ),
+    "Ray Serve, HAProxy": Configuration(f"{PEERS}.ray_serve_server", f"{TIMED} --max_batch_size 1"),
     "in process (ours)": Configuration("model.serving", f"{MODEL} --in_process"),
     IN_FRONT: Configuration("model.serving", f"{MODEL} --num_replicas 2"),
     INGRESS: Configuration("model.serving", f"{MODEL} --num_replicas 2 --topology ingress"),
     "LitServe": Configuration(
-        "model.loadtest.peers.litserve_server",
-        "--workers 2 --model timed --max_batch_size 16 --batch_wait_ms 0",
-        python=PEERS_PYTHON,
+        f"{PEERS}.litserve_server",
+        f"{TIMED} --max_batch_size 16 --batch_wait_ms 0",
+        python=peer_python("litserve"),
     ),
-    "FastAPI": Configuration(
-        "model.loadtest.peers.fastapi_server", "--workers 2 --model timed", python=PEERS_PYTHON
-    ),
+    "FastAPI": Configuration(f"{PEERS}.fastapi_server", TIMED),
 }
 PARTS = ("server", "ray", "replicas")
 SMALL = 100  # bytes of a body

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from model.loadtest.peers import common
+from model.loadtest.peers import command_line, kserve_model
 
 
 def application(options: argparse.Namespace, all_ready: Barrier) -> FastAPI:
@@ -31,19 +31,19 @@ def application(options: argparse.Namespace, all_ready: Barrier) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.model = await run(common.load_model, options)
+        app.state.model = await run(kserve_model.load_model, options)
         await run(all_ready.wait)
         yield
 
     app = FastAPI(lifespan=lifespan)
 
-    @app.get(common.HEALTH)
+    @app.get(command_line.HEALTH)
     async def ready() -> Response:
         return Response()
 
-    @app.post(common.PREDICT)
+    @app.post(command_line.PREDICT)
     async def predict(request: Request) -> JSONResponse:
-        [response] = await run(common.predict_all, app.state.model, [await request.json()])
+        [response] = await run(kserve_model.predict_all, app.state.model, [await request.json()])
         return JSONResponse(response)
 
     return app
@@ -61,9 +61,9 @@ def main() -> None:
     uvicorn's own `workers` share one listening socket, from which one worker may take all
     connections. Linux shares them out when each worker has a socket of its own.
     """
-    options = common.options("model.loadtest.peers.fastapi_server")
+    options = command_line.options("model.loadtest.peers.fastapi_server")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    address = (common.HOST, options.port)
+    address = (command_line.HOST, options.port)
     if sys.platform == "linux":
         listeners = [socket.create_server(address, reuse_port=True) for _ in range(options.workers)]
     else:

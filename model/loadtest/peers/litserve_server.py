@@ -5,7 +5,7 @@ import signal
 
 import litserve as ls
 
-from model.loadtest.peers import common
+from model.loadtest.peers import command_line, kserve_model
 
 
 class Classifier(ls.LitAPI):
@@ -14,7 +14,7 @@ class Classifier(ls.LitAPI):
     def __init__(self, options: argparse.Namespace) -> None:
         """options: the command line."""
         super().__init__(
-            api_path=common.PREDICT,
+            api_path=command_line.PREDICT,
             max_batch_size=options.max_batch_size,
             batch_timeout=options.batch_wait_ms / 1000,
         )
@@ -22,7 +22,7 @@ class Classifier(ls.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the model, once a worker."""
-        self.model = common.load_model(self.options)
+        self.model = kserve_model.load_model(self.options)
 
     def decode_request(self, request) -> dict:  # a type here would move it to the HTTP process
         """The V1 request as it is: the model itself reads it."""
@@ -35,8 +35,8 @@ class Classifier(ls.LitAPI):
     def predict(self, x: list[dict] | dict) -> list[dict] | dict:
         """Answer all requests of a batch in one forward pass; without batches, just one."""
         if self.max_batch_size == 1:
-            return common.predict_all(self.model, [x])[0]
-        return common.predict_all(self.model, x)
+            return kserve_model.predict_all(self.model, [x])[0]
+        return kserve_model.predict_all(self.model, x)
 
     def unbatch(self, output: list[dict]) -> list[dict]:
         """As they are: one response a request."""
@@ -45,18 +45,18 @@ class Classifier(ls.LitAPI):
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
-    options = common.options("model.loadtest.peers.litserve_server")
+    options = command_line.options("model.loadtest.peers.litserve_server")
     # LitServe ends its processes on SIGINT; SIGTERM would leave them behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = ls.LitServer(
         Classifier(options),
         accelerator="cpu",
         workers_per_device=options.workers,
-        healthcheck_path=common.HEALTH,
+        healthcheck_path=command_line.HEALTH,
     )
     # fast_queue is not set: it has no effect in 0.2.19.
     server.run(
-        host=common.HOST,
+        host=command_line.HOST,
         port=options.port,
         num_api_servers=max(1, options.workers // 4),  # its default, one a worker, takes cores
         log_level="warning",
