@@ -50,7 +50,7 @@ test: lint
 	@$(PYTHON_BIN) -m pytest -m "not long" -n 2 $(UNITS) $(ARGS)
 
 # Those that measure come last, alone. 5: ARGS selected no test of that phase.
-test-long: lint
+test-long: .venv/.ready
 	@echo "test-long: the longer tests; leave the machine to them"
 	@$(PYTHON_BIN) -m pytest -m "long and not alone" -n 3 $(UNITS) $(ARGS); most=$$?; \
 		$(PYTHON_BIN) -m pytest -m "long and alone" $(ARGS); alone=$$?; \

@@ -4,6 +4,7 @@ What every server does, test_foreign_model.py asks of this one too; what it does
 `python -m model.faults --kinds ingress`.
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -83,16 +84,41 @@ def test_it_is_ready_when_haproxy_knows_every_replica(tmp_path):
         assert len(workers(server)) == 2
 
 
-def test_a_full_replica_rejects():
+@pytest.fixture(scope="module")
+def one() -> Iterator[ServerProcess]:
+    """One replica, at which two requests may wait; then there is none for a while."""
+    options = ["--max_queued_requests", "2", "--max_batch_size", "1"]
+    with Fragile("ingress")(1, *options, **fresh_token()) as server:
+        yield server
+
+
+def test_a_full_replica_rejects(one):
     """By its own limit, and says when to try again."""
-    with Fragile("ingress")(1, "--max_queued_requests", "2", "--max_batch_size", "1") as server:
-        slow = {"instances": [{"ms": 1500}]}
-        with ThreadPoolExecutor(8) as clients:
-            sent = [clients.submit(requests.post, server.predict, json=slow) for _ in range(8)]
-            found = sorted(each.result().status_code for each in sent)
-        assert found == [200] * 3 + [503] * 5
-        rejected = [e.result() for e in sent if e.result().status_code == 503]
-        assert all(int(response.headers["Retry-After"]) >= 1 for response in rejected)
+    slow = {"instances": [{"ms": 1500}]}
+    with ThreadPoolExecutor(8) as clients:
+        sent = [clients.submit(requests.post, one.predict, json=slow) for _ in range(8)]
+        found = sorted(each.result().status_code for each in sent)
+    assert found == [200] * 3 + [503] * 5
+    rejected = [e.result() for e in sent if e.result().status_code == 503]
+    assert all(int(response.headers["Retry-After"]) >= 1 for response in rejected)
+
+
+def test_without_any_replica_clients_are_told_to_try_again(one):
+    """HAProxy's own answer is 503, as KServe's in front would be; Ray has it say 500.
+
+    Whose request has met an idle connection that is dead gets none: HAProxy closes his.
+    """
+
+    def answer() -> requests.Response | None:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.post(one.predict, json=BODY, timeout=30)
+
+    inject.kill_helper(one, "ray::ProxyActor")  # Ray's fallback, which waits for a replica
+    inject.kill_all(one)
+    told = until(answer)
+    assert told.status_code == 503 and told.headers["Retry-After"] == "1"
+    assert "try again" in told.json()["error"]
+    assert until(lambda: (told := answer()) and told.status_code == 200, 40)
 
 
 @pytest.mark.parametrize("kb", [1, 100])

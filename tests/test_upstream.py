@@ -156,6 +156,12 @@ def test_an_ingress_listens_on_loopback():
     assert len(everywhere) == 2, f"HAProxy listens otherwise: {binds}"
 
 
+def test_haproxy_answers_as_we_rewrite_it():
+    """Serve names a file for each answer of HAProxy's own, and that says 500."""
+    files = re.findall(r"^ *errorfile (\d+) ", haproxy_templates.HAPROXY_CONFIG_TEMPLATE, re.M)
+    assert files == ["502", "503", "504"], f"HAProxy answers otherwise: {files}"
+
+
 def test_haproxy_names_applications():
     """Ray Serve gives HAProxy's backends the names in which haproxy.servers looks for them."""
     source = inspect.getsource(serve_haproxy.HAProxyManager._generate_backend_name)

