@@ -17,7 +17,7 @@ help:
 	@echo "make bench       measures the ladder of configurations, draws imgs/ladder.png (ARGS=... names some)"
 	@echo "make against     measures this commit's server beside another's (ARGS=COMMIT ...)"
 	@echo "make pays        measures which server pays for which model, draws imgs/pays.png"
-	@echo "make peers       measures other servers beside ours, in an environment of their own"
+	@echo "make peers       measures other servers beside ours, in environments of their own"
 	@echo "make overhead    measures what each way to a model costs, draws imgs/overhead.png"
 	@echo "make reliability injects faults into servers under load (ARGS=... names experiments)"
 	@echo "make cluster     injects faults into a cluster of several nodes (ARGS=... names experiments)"
@@ -74,18 +74,17 @@ pays: .venv/.ready
 	@echo "pays: measuring; leave the machine to it, for about 16 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.pays $(ARGS)
 
-.venv-peers/.ready: .venv/.ready model/loadtest/peers/setup.sh $(wildcard model/loadtest/peers/requirements/*)
-	@sh model/loadtest/peers/setup.sh
-
 against: .venv/.ready
 	@echo "against: measuring; leave the machine to it, for about 10 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.against $(ARGS)
 
-peers: .venv-peers/.ready
-	@echo "peers: measuring; leave the machine to it, for about 10 minutes"
+peers: .venv/.ready
+	@sh model/loadtest/peers/setup.sh
+	@echo "peers: measuring; leave the machine to it, for about 15 minutes, or 30 with bfloat16"
 	@$(PYTHON_BIN) -m model.loadtest.ladder --peers $(ARGS)
 
-overhead: .venv-peers/.ready
+overhead: .venv/.ready
+	@sh model/loadtest/peers/setup.sh litserve
 	@echo "overhead: measuring; leave the machine to it, for about 18 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.overhead $(ARGS)
 

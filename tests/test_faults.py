@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from model.faults import inject
 from model.faults.experiment import Experiment, Fault, Observation, run_experiment
 from model.faults.nodes import Nodes
-from model.faults.observe import replicas, wait_for_replicas
+from model.faults.observe import metrics, replicas, wait_for_replicas
 from model.faults.plots import outcomes_over_time
 from model.loadtest.run import RIGHT, Sample
 from model.loadtest.workload import Workload
@@ -29,8 +30,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    late_s = 0.0
+
     def do_GET(self) -> None:
         """/metrics, or the health of the model."""
+        time.sleep(self.late_s)
         self._send('# TYPE inference_replicas gauge\ninference_replicas{model="fake"} 2\n')
 
     def do_POST(self) -> None:
@@ -159,6 +163,22 @@ def test_an_experiment_fails_when_its_fault_comes_after_the_load(url):
         faults = [Fault(SECONDS + 4, "late", lambda: "it had an effect")]
         with pytest.raises(RuntimeError, match="no fault was injected while the load ran"):
             run_experiment(server, "late", WORK, SECONDS, faults)
+
+
+def test_a_server_that_is_busy_for_long_is_asked_all_the_same(url, monkeypatch):
+    """KServe alone goes on with a flood for more than ten seconds after its clients have left."""
+    monkeypatch.setattr(_Handler, "late_s", 11)
+    with server_of(url) as server:
+        assert metrics(server) == {"inference_replicas fake": 2}
+
+
+def test_a_load_that_cannot_begin_ends_its_experiment(url, monkeypatch):
+    """Its steps do not wait for ever."""
+    with server_of(url, *REPLICAS) as server:
+        faults = [Fault(0, "at once", lambda: "it had an effect")]
+        monkeypatch.setattr(WORK, "bodies", None)
+        with pytest.raises(RuntimeError, match="the load generator failed"):
+            run_experiment(server, "none", WORK, SECONDS, faults)
 
 
 def test_a_fault_comes_when_the_load_has_begun(url):

@@ -20,7 +20,7 @@ CLIENTS = 16
 class Fault(NamedTuple):
     """What is to be done to a server under load."""
 
-    at_s: float  # seconds after the first request was sent
+    at_s: float  # seconds after the load has begun
     name: str
     inject: Callable[[], str]  # does it, and returns the evidence that it had an effect
 

@@ -21,8 +21,7 @@ import psutil
 from model.faults.inject import is_gone, kill
 from model.faults.network import Network
 from model.faults.redis_server import Redis
-from model.loadtest.server_process import WITH_PARENT
-from model.serving.machine import free_port, ray_folder
+from model.serving.machine import WITH_PARENT, free_port, ray_folder
 
 READY_WITHIN_S = 60
 # Of the nodes in turn. Ray rewrites 127.0.0.1 itself to this machine's own address.

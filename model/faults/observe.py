@@ -16,6 +16,9 @@ from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 
 REPLICAS_WITHIN_S = 60
+# KServe alone answers nothing while it works on all that clients have given up: ten seconds and
+# more, after a flood.
+METRICS_WITHIN_S = 60
 HEALTH = {
     "live": "/v2/health/live",
     "server ready": "/v2/health/ready",
@@ -27,9 +30,9 @@ def metrics(server: ServerProcess) -> dict[str, float]:
     """What a server's /metrics tells of its requests.
 
     Returns name, with its labels' values after it -> number: "inference_replicas custom-model".
-    Raises requests.RequestException when the server does not answer.
+    Raises requests.RequestException when the server does not answer within a minute.
     """
-    text = requests.get(f"{server.url}/metrics", timeout=10).text
+    text = requests.get(f"{server.url}/metrics", timeout=METRICS_WITHIN_S).text
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in text_string_to_metric_families(text)

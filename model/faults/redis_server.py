@@ -6,8 +6,7 @@ import subprocess
 
 import psutil
 
-from model.loadtest.server_process import WITH_PARENT
-from model.serving.machine import free_port
+from model.serving.machine import WITH_PARENT, free_port
 
 # Written so because Ray rewrites 127.0.0.1 to this machine's own address.
 HOST = "127.0.0.01"

@@ -17,18 +17,19 @@ from model.serving.machine import cores
 N = min(cores(), 8)
 PLAIN, STOCK, OURS = "model.basics.kserve_server", "model.loadtest.stock", "model.serving"
 PEERS_FOLDER = Path(__file__).parents[2] / ".venv-peers"
+WARMUP_S = 1.2
 ONE_THREAD = MappingProxyType({"OMP_NUM_THREADS": "1"})  # torch's, a process
 
 
 class Configuration(NamedTuple):
-    """A server: its module, the options of its command line, environment variables, the
-    interpreter that runs it."""
+    """A server: its module, the options of its command line, and how it is run and loaded."""
 
     module: str
     options: str = ""
-    env: Mapping[str, str] = MappingProxyType({})
+    env: Mapping[str, str] = MappingProxyType({})  # environment variables to add
     python: str | Path = sys.executable
     v2: bool = False  # whether it speaks V2 only
+    warmup_s: float = WARMUP_S  # of each load
 
     @property
     def command(self) -> str:
@@ -71,25 +72,28 @@ CONFIGURATIONS = {
     f"in process, {N} workers": Configuration(OURS, f"--in_process --workers {N}"),
 }
 
-BATCHES = "--max_batch_size 16 --batch_wait_ms 2"
 ENVIRONMENTS = ("litserve", "bentoml", "mlserver", "triton")  # peers that need one of their own
 ONLY_V2 = ("mlserver", "triton")
-PEERS = {  # other servers with the same network, each at its best; `make peers`
+OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}  # Ray Serve's own switch
+BATCHES = "--max_batch_size 16 --batch_wait_ms"
+LEARNS_S = 8.0  # BentoML finds out in so long how long its batches should wait
+PEERS = {  # other servers with the same network and as large batches; `make peers`
     f"{server}, {workers} workers, {precision}": Configuration(
         f"model.loadtest.peers.{module}_server",
-        f"--workers {workers} --precision {precision} {BATCHES}",
-        MappingProxyType({"OMP_NUM_THREADS": str(max(1, N // workers))}),
+        f"--workers {workers} --precision {precision} {BATCHES} {wait_ms}",
+        MappingProxyType({"OMP_NUM_THREADS": str(max(1, cores() // workers))} | env),
         python=peer_python(module) if module in ENVIRONMENTS else sys.executable,
         v2=module in ONLY_V2,
+        warmup_s=LEARNS_S if module == "bentoml" else WARMUP_S,
     )
     for precision in ("float32", "bfloat16")
-    for server, module, workers in (
-        ("LitServe", "litserve", 1),
-        ("LitServe", "litserve", N),
-        ("BentoML", "bentoml", N),
-        ("MLServer", "mlserver", N),
-        ("Triton", "triton", N),
-        ("Ray Serve", "ray_serve", N),
-        ("FastAPI", "fastapi", N),
+    for server, module, workers, wait_ms, env in (
+        ("LitServe", "litserve", 1, 2, {}),
+        ("LitServe", "litserve", N, 2, {}),
+        ("BentoML", "bentoml", N, 2, {}),
+        ("MLServer", "mlserver", N, 20, {}),  # it does not wait for a free worker
+        ("Triton", "triton", N, 2, {}),
+        ("Ray Serve", "ray_serve", N, 2, OPTIMIZED),
+        ("FastAPI", "fastapi", N, 2, {}),
     )
 }

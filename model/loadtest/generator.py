@@ -13,11 +13,14 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 from model.loadtest.load import Load
 from model.loadtest.run import Run
 from model.loadtest.workload import Workload
+
+SLACK_S = 30  # for the generator's process to start, and to hand over what it has measured
 
 
 def closed_loop(
@@ -31,7 +34,7 @@ def closed_loop(
 ) -> Run:
     """Load `url` (of V1 predict) with `clients` that each wait for a response before they go on.
 
-    begins: is called as the first request is sent, a moment after the generator's process starts.
+    begins: is called as the load begins, a moment after the generator's process has started.
     more: `warmup_s` (2) before the `seconds` that are measured; `timeout_s` (30) of a request,
     and for all that is not done at the end; `retry` (""): "at once" or "as told", when a request
     that is rejected with 503 is retried, as told by its `Retry-After`; `keep_headers` (False);
@@ -70,6 +73,8 @@ def _generate(load: Load, begins: Callable[[], object]) -> Run:
         stderr=subprocess.PIPE,
         start_new_session=True,  # an interrupt in the notebook is for the caller only
     )
+    too_long = threading.Timer(load.end + load.timeout_s + SLACK_S, process.kill)
+    too_long.start()
     with process:
         try:
             with contextlib.suppress(BrokenPipeError):  # it has failed, and says below why
@@ -77,10 +82,13 @@ def _generate(load: Load, begins: Callable[[], object]) -> Run:
                 process.stdin.flush()
             if os.read(process.stdout.fileno(), 1):
                 begins()
-            run, said = process.communicate(timeout=load.end + load.timeout_s + 30)
+            run, said = process.communicate()
         except BaseException:
             process.kill()
             raise
+        finally:
+            too_long.cancel()
     if process.returncode:
-        raise RuntimeError(f"the load generator failed: {said.decode()[-2000:]}")
+        ended = f"status {process.returncode}: {said.decode()[-2000:]}"
+        raise RuntimeError(f"the load generator failed, with {ended}")
     return pickle.loads(run)

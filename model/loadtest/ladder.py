@@ -27,7 +27,7 @@ TARGETS = ("plain", DEFAULT, "bfloat16")  # loaded with one client and with 64 t
 LIMITS = {"limit float32": "float32", "limit bfloat16": "bfloat16"}  # name -> precision
 
 
-def run(name: str, work: Workload, seconds: float = 3.0, warmup_s: float = 1.2) -> list[dict]:
+def run(name: str, work: Workload, seconds: float = 3.0) -> list[dict]:
     """Measure a configuration, or an upper bound, once: its records.
 
     name: of CONFIGURATIONS, PEERS or LIMITS. The server is started, loaded with few and with many
@@ -43,7 +43,7 @@ def run(name: str, work: Workload, seconds: float = 3.0, warmup_s: float = 1.2) 
         work = replace(work, v2=True)
     with configuration.start() as server:
         more = {"seconds_to_ready": server.seconds_to_ready}
-        how = {"seconds": seconds, "warmup_s": warmup_s}
+        how = {"seconds": seconds, "warmup_s": configuration.warmup_s}
         found = [about | {"kind": "health", "memory": server.memory()} | more]
         for count in (1, *CLIENTS, 64) if name in TARGETS else CLIENTS:
             record = records.measure(server, name, work, clients=count, **how)
@@ -98,8 +98,12 @@ def figure(measured: list[dict]) -> Figure:
 
 
 def beside_peers() -> list[str]:
-    """The peers, our own best and the limits; those in bfloat16 only where that is faster here."""
-    names = [*LIMITS, DEFAULT, "bfloat16", IN_EACH, f"{IN_EACH}, bfloat16", *PEERS]
+    """The peers that are installed, our own best and the limits.
+
+    Those in bfloat16 only where that is faster on this machine.
+    """
+    installed = [name for name, peer in PEERS.items() if Path(peer.python).exists()]
+    names = [*LIMITS, DEFAULT, "bfloat16", IN_EACH, f"{IN_EACH}, bfloat16", *installed]
     rates = {p: limit(p, batches=(16,), seconds=1)[16] for p in LIMITS.values()}
     if rates["bfloat16"] > rates["float32"]:
         return names
@@ -125,9 +129,9 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.names) - set(names):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {listed}")
-    usual = beside_peers() if args.peers else [*LIMITS, *CONFIGURATIONS]
+    usual = beside_peers if args.peers else lambda: [*LIMITS, *CONFIGURATIONS]
     file = args.file or IMGS / ("peers.jsonl" if args.peers else "ladder.jsonl")
-    measured = run_all(args.names or usual, args.rounds, args.seconds, file)
+    measured = run_all(args.names or usual(), args.rounds, args.seconds, file)
     print(table(measured))
     figure(measured).savefig(file.with_suffix(".png"), dpi=130)
 

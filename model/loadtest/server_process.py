@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,13 +15,10 @@ import psutil
 import requests
 from tqdm import tqdm
 
-from model.serving.machine import held_ports
+from model.serving.machine import WITH_PARENT, held_ports
 
 READY_WITHIN_S = 120
 STOP_WITHIN_S = 75  # model.serving gives what is in flight 61
-# Before a command: Linux sends the process SIGTERM when the thread that started it ends. (A
-# preexec_fn would fork this process, with the locks of its other threads as they happen to be.)
-WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 class ServerProcess:

@@ -74,9 +74,9 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
-            # It gets nothing more once it has refused a connection, until two checks find it there:
-            # so a request comes to one that lives, or to Ray's fallback, which waits for one,
-            # before its retries are used up.
+            # After one connection that failed HAProxy sends a replica nothing until two checks of
+            # its health succeed: so a retry comes to a replica that lives, or to Ray's fallback,
+            # which waits for one.
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTERED_S),
             # The model has a thread of its own: a second event loop for it would cost time only.

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -14,6 +15,9 @@ import psutil
 
 PORTS = range(20_000, 32_000)
 _kept: list[socket.socket] = []  # until this process ends
+# Before a command: Linux sends the process SIGTERM when the thread that started it ends. (A
+# preexec_fn would fork this process, with the locks of its other threads as they happen to be.)
+WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 def cores() -> int:

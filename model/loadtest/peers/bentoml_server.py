@@ -1,7 +1,7 @@
 """AlexNet behind BentoML: `python -m model.loadtest.peers.bentoml_server`.
 
 One service whose workers each hold the model, decode requests and gather batches: what BentoML
-calls a batchable API.
+calls a batchable API. How long a batch waits it learns by itself, in the first seconds of a load.
 """
 
 import os
@@ -64,9 +64,13 @@ class Classifier:
 
     def __is_ready__(self) -> bool:
         """Whether every worker has loaded the model."""
-        return len([*Path(os.environ[HOME]).glob("loaded-*")]) == OPTIONS.workers
+        return len([*Path(os.environ[HOME]).glob("loaded-*")]) >= OPTIONS.workers
 
-    @bentoml.api(route=command_line.PREDICT, batchable=True, max_batch_size=OPTIONS.max_batch_size)
+    @bentoml.api(
+        route=command_line.PREDICT,
+        batchable=OPTIONS.max_batch_size > 1,
+        max_batch_size=max(2, OPTIONS.max_batch_size),
+    )
     def predict(self, instances: list[dict]) -> list:
         """Answer the instances of all requests of a batch in one forward pass."""
         [response] = kserve_model.predict_all(self.model, [{"instances": instances}])

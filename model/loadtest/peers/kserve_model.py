@@ -25,7 +25,7 @@ def load_model(options: argparse.Namespace) -> Model:
 def predict_all(model: Model, requests: list[dict]) -> list[dict]:
     """The V1 responses to several V1 requests, from one call of predict_batch.
 
-    One request that is invalid has all of them answered with 400.
+    One request that is invalid has all of them answered with an error.
     """
     try:
         inputs = [model.preprocess(request) for request in requests]

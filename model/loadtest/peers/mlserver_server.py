@@ -6,8 +6,10 @@ import tempfile
 from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+from mlserver.utils import install_uvloop_event_loop
 
 from model.loadtest.peers import command_line, without_kserve
+from model.serving.machine import free_port
 
 
 class Classifier(MLModel):
@@ -37,7 +39,7 @@ async def serve(options, folder: str) -> None:
             debug=False,
             host=command_line.HOST,
             http_port=options.port,
-            grpc_port=options.grpc_port,
+            grpc_port=options.grpc_port or free_port(),
             parallel_workers=options.workers,
             metrics_endpoint=None,
             environments_dir=folder,
@@ -59,6 +61,7 @@ async def serve(options, folder: str) -> None:
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
+    install_uvloop_event_loop()  # as MLServer's own command line does
     with tempfile.TemporaryDirectory(prefix="mlserver-") as folder:
         asyncio.run(serve(command_line.options(__spec__.name), folder))
 

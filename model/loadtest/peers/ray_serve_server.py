@@ -4,10 +4,14 @@ Batches are `@serve.batch`'s; there is no KServe. By way of Ray Serve's HAProxy,
 `--python_proxy` of its proxy in Python.
 """
 
+import contextlib
 import os
 import signal
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
+
+import requests
 
 from model.loadtest.peers import command_line
 
@@ -20,8 +24,9 @@ def main() -> None:
     parser.add_argument("--python_proxy", action="store_true")
     options = command_line.parsed(parser)
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-serve-"))
+        ready = Path(folder, "ready")
         if not options.python_proxy:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="haproxy-"))
             os.environ |= {  # which Ray reads as it is imported
                 "RAY_SERVE_ENABLE_HA_PROXY": "1",
                 "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
@@ -33,10 +38,15 @@ def main() -> None:
         import ray
         from ray import serve
         from starlette.requests import Request
+        from starlette.responses import Response
 
         from model.loadtest.peers import kserve_model
 
-        @serve.deployment(num_replicas=options.workers, max_ongoing_requests=TOGETHER)
+        @serve.deployment(
+            num_replicas=options.workers,
+            max_ongoing_requests=TOGETHER,
+            logging_config={"enable_access_log": False},
+        )
         class Classifier:
             def __init__(self) -> None:
                 self.model = kserve_model.load_model(options)
@@ -48,9 +58,9 @@ def main() -> None:
             async def predict(self, bodies: list[dict]) -> list[dict]:
                 return kserve_model.predict_all(self.model, bodies)
 
-            async def __call__(self, request: Request) -> dict:
-                if request.method == "GET":  # whether it is ready
-                    return {}
+            async def __call__(self, request: Request) -> dict | Response:
+                if request.method == "GET":  # whether all are ready
+                    return Response(str(os.getpid()), 200 if ready.exists() else 503)
                 body = await request.json()
                 if options.max_batch_size == 1:
                     return kserve_model.predict_all(self.model, [body])[0]
@@ -61,6 +71,12 @@ def main() -> None:
         serve.start(http_options={"host": command_line.HOST, "port": options.port})
         stack.callback(serve.shutdown)
         serve.run(Classifier.bind())
+        met = set()
+        while len(met) < options.workers:  # until each has answered, by way of the proxy
+            with contextlib.suppress(requests.RequestException):
+                address = f"http://{command_line.HOST}:{options.port}{command_line.HEALTH}"
+                met.add(requests.get(address, timeout=5).text)
+        ready.touch()
         signal.sigwait([signal.SIGTERM, signal.SIGINT])
 
 

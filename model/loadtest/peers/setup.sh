@@ -1,7 +1,8 @@
 #!/bin/sh
-# Makes .venv-peers/PEER for each server to compare with that needs packages of its own: torch and
-# what else the model needs in the tutorial's versions, and what requirements/PEER.txt says. An
-# environment that is there stays, unless what it is made from has changed.
+# Makes .venv-peers/PEER for each server that is named, or for all that have a file in requirements:
+# torch and what else the model needs in the tutorial's versions, and what requirements/PEER.txt
+# says. An environment that is there stays, unless what it is made from has changed. Of those that
+# are not named, one that cannot be installed here is left out.
 set -eu
 cd "$(dirname "$0")/../../.."
 
@@ -17,25 +18,29 @@ PATH="$PWD/.uv/bin:$PATH"
 command -v uv >/dev/null || fail "there is no uv: run sh setup.sh, which gets it, and try again."
 
 folder=model/loadtest/peers
+named=$*
+[ -n "$named" ] || named=$(basename -s .txt "$folder"/requirements/*.txt)
+[ -d .venv-peers ] && [ ! -e .venv-peers/pyvenv.cfg ] || rm -rf .venv-peers # of earlier versions
 mkdir -p .venv-peers
-for file in "$folder"/requirements/*.txt; do
-    peer=$(basename "$file" .txt)
+for peer in $named; do
     there=.venv-peers/$peer
-    made_from=$(cat requirements.txt "$file" | cksum)
+    # KServe's class holds the model, but its protocol buffers have the names of these two's.
+    case $peer in mlserver | triton) kserve= ;; *) kserve='kserve|' ;; esac
+    packages=$(grep -E "^(${kserve}torch|torchvision|pillow|safetensors|pybase64|psutil)==" \
+        requirements.txt && cat "$folder/requirements/$peer.txt")
+    made_from="$torch $(.venv/bin/python --version) $(echo "$packages" | cat - "$0" | cksum)"
     [ "$(cat "$there/.ready" 2>/dev/null)" != "$made_from" ] || continue
     echo "peers: making $there (torch is linked, where uv still has .venv's)"
     rm -rf "$there"
-    # KServe's class holds the model, but its protocol buffers have the names of these two's.
-    case $peer in mlserver | triton) kserve= ;; *) kserve='kserve|' ;; esac
-    grep -E "^(${kserve}torch|torchvision|pillow|safetensors|pybase64|psutil)==" requirements.txt \
-        >"$there.txt"
     uv venv --quiet --no-python-downloads --python .venv/bin/python "$there"
-    uv pip install --quiet --python "$there/bin/python" $backend --compile-bytecode \
-        -r "$there.txt" -r "$file" &&
-        uv pip install --quiet --python "$there/bin/python" --no-deps -e . ||
-        fail "the installation of $peer failed (see above)."
-    rm "$there.txt"
-    echo "$made_from" >"$there/.ready" # last: its being there says that all the rest is
+    if echo "$packages" | uv pip install --quiet --python "$there/bin/python" $backend \
+        --compile-bytecode -r - &&
+        uv pip install --quiet --python "$there/bin/python" --no-deps -e .; then
+        echo "$made_from" >"$there/.ready" # last: its being there says that all the rest is
+    else
+        rm -rf "$there"
+        [ $# -eq 0 ] || fail "the installation of $peer failed (see above)."
+        echo "peers: $peer cannot be installed here (see above), and is left out"
+    fi
 done
-touch .venv-peers/.ready
 echo "peers: ready"
