@@ -109,6 +109,7 @@ def poison(start: Start, seconds: float = 20, every_s: float = 8) -> Outcome:
         pids.update(replica.pid for replica in replicas(server))
         body = {"instances": [{"ms": MS, "crash": True}]}
         statuses.append(requests.post(server.predict, json=body, timeout=90).status_code)
+        time.sleep(0.5)  # until the system has forgotten those that have ended
         gone = sum(not psutil.pid_exists(pid) for pid in pids)
         if not gone:
             raise RuntimeError("the request crashed no replica")

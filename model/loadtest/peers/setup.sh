@@ -24,7 +24,7 @@ named=$*
 mkdir -p .venv-peers
 for peer in $named; do
     there=.venv-peers/$peer
-    # KServe's class holds the model, but its protocol buffers have the names of these two's.
+    # KServe's class holds the model, but where it cannot be imported (without_kserve.py says why).
     case $peer in mlserver | triton) kserve= ;; *) kserve='kserve|' ;; esac
     packages=$(grep -E "^(${kserve}torch|torchvision|pillow|safetensors|pybase64|psutil)==" \
         requirements.txt && cat "$folder/requirements/$peer.txt")

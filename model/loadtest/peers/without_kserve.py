@@ -1,7 +1,7 @@
-"""AlexNet for servers beside which KServe cannot be imported.
+"""AlexNet for servers beside which KServe cannot be imported: this is its network alone.
 
-Their protocol buffers have the names of KServe's, and one process cannot have both. So this is
-what model.alexnet does, without the class that KServe asks for.
+MLServer's protocol buffers have the names of KServe's, and one process cannot have both. The Python
+that is built into Triton may be older than the standard library that it finds, and then lacks ssl.
 """
 
 import pybase64
