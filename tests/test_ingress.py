@@ -119,9 +119,15 @@ def test_without_any_replica_clients_are_told_to_try_again(one):
         assert {_status(each) for each in found} <= {None, 503, 200}, found
         return found[-1]
 
-    inject.kill_helper(one, "ray::ProxyActor")  # Ray's fallback, which waits for a replica
-    inject.kill_all(one)
-    told = answered(503, 10)
+    named = {" ".join(process.cmdline()): process for process in one.processes()}
+    [controller] = [process for name, process in named.items() if "ray::ServeController" in name]
+    controller.suspend()  # it would start others
+    try:
+        inject.kill_helper(one, "ray::ProxyActor")  # Ray's fallback, which waits for a replica
+        inject.kill_all(one)
+        told = answered(503, 20)
+    finally:
+        controller.resume()
     assert told.headers["Retry-After"] == "1" and "try again" in told.json()["error"]
     answered(200, 40)
 
