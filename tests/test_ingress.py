@@ -119,8 +119,7 @@ def test_without_any_replica_clients_are_told_to_try_again(one):
         assert {_status(each) for each in found} <= {None, 503, 200}, found
         return found[-1]
 
-    named = {" ".join(process.cmdline()): process for process in one.processes()}
-    [controller] = [process for name, process in named.items() if "ray::ServeController" in name]
+    [controller] = inject.helpers(one, "ray::ServeController")
     controller.suspend()  # it would start others
     try:
         inject.kill_helper(one, "ray::ProxyActor")  # Ray's fallback, which waits for a replica

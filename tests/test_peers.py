@@ -19,11 +19,9 @@ from model.loadtest.workload import Workload
 @pytest.mark.parametrize("name", [n for n, p in PEERS.items() if p.module != OURS])
 def test_the_options_of_a_peer_are_accepted(name):
     """And its threads are as many as its environment says."""
-    found = command_line.parser(name).parse_args(shlex.split(PEERS[name].options))
+    found = command_line.options(name, shlex.split(PEERS[name].options))
     assert (found.model, found.max_batch_size) == ("alexnet", 16) and found.precision in name
-    assert command_line.options(name, shlex.split(PEERS[name].options)).threads == int(
-        PEERS[name].env["OMP_NUM_THREADS"]
-    )
+    assert found.threads == int(PEERS[name].env["OMP_NUM_THREADS"])
 
 
 def test_without_kserve_the_network_answers_alike(local):

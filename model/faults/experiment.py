@@ -197,7 +197,7 @@ class _Steps:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
             self._broken_off.set()
-            self._begun.set()
+            self.begin()
         self._thread.join()
         if kind is None and self._failure is not None:
             raise self._failure

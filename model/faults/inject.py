@@ -53,13 +53,18 @@ def kill_all(server: ServerProcess) -> str:
 
 
 def kill_helper(server: ServerProcess, name: str) -> str:
-    """SIGKILL to the processes of Ray or Serve with that name in their command line's beginning."""
+    """SIGKILL to its `helpers` of that name."""
+    return kill(helpers(server, name), name)
+
+
+def helpers(server: ServerProcess, name: str) -> list[psutil.Process]:
+    """The processes of Ray or Serve with that name in their command line's beginning."""
     found = []
     for process in server.processes():
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile
             if name in " ".join(process.cmdline())[:200]:
                 found.append(process)
-    return kill(found, name)
+    return found
 
 
 def kill(processes: Iterable[psutil.Process], what: str) -> str:

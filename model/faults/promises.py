@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import requests
 
 from model.faults import grpc_clients, inject
@@ -103,14 +102,13 @@ def mass_failure(start: Start, count: int, seconds: float = 15) -> Iterator[Outc
 
 def poison(start: Start, seconds: float = 20, every_s: float = 8) -> Outcome:
     """Now and then a request crashes every replica that gets it; others are beside it."""
-    statuses, pids = [], set()
+    statuses, there = [], set()
 
     def send(server: ServerProcess) -> str:
-        pids.update(replica.pid for replica in replicas(server))
+        there.update(replicas(server))
         body = {"instances": [{"ms": MS, "crash": True}]}
         statuses.append(requests.post(server.predict, json=body, timeout=90).status_code)
-        time.sleep(0.5)  # until the system has forgotten those that have ended
-        gone = sum(not psutil.pid_exists(pid) for pid in pids)
+        gone = sum(map(inject.is_gone, there))
         if not gone:
             raise RuntimeError("the request crashed no replica")
         return f"replicas crashed: {gone}"

@@ -129,9 +129,9 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.names) - set(names):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {listed}")
-    usual = beside_peers if args.peers else lambda: [*LIMITS, *CONFIGURATIONS]
     file = args.file or IMGS / ("peers.jsonl" if args.peers else "ladder.jsonl")
-    measured = run_all(args.names or usual(), args.rounds, args.seconds, file)
+    chosen = args.names or (beside_peers() if args.peers else [*LIMITS, *CONFIGURATIONS])
+    measured = run_all(chosen, args.rounds, args.seconds, file)
     print(table(measured))
     figure(measured).savefig(file.with_suffix(".png"), dpi=130)
 

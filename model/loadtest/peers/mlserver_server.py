@@ -24,7 +24,7 @@ class Classifier(MLModel):
         """Answer all requests of a batch, which MLServer has made one, in one forward pass."""
         texts = payload.inputs[0].data.root
         labels, probabilities = self.classifier.predict(texts)
-        shape = [len(texts), len(labels) // len(texts)]
+        shape = [len(texts), without_kserve.TOP]
         outputs = [
             ResponseOutput(name="label", shape=shape, datatype="BYTES", data=labels),
             ResponseOutput(name="probability", shape=shape, datatype="FP32", data=probabilities),

@@ -28,7 +28,7 @@ for peer in $named; do
     case $peer in mlserver | triton) kserve= ;; *) kserve='kserve|' ;; esac
     packages=$(grep -E "^(${kserve}torch|torchvision|pillow|safetensors|pybase64|psutil)==" \
         requirements.txt && cat "$folder/requirements/$peer.txt")
-    made_from="$torch $(.venv/bin/python --version) $(echo "$packages" | cat - "$0" | cksum)"
+    made_from="$torch $(.venv/bin/python --version) $(echo "$packages" | cat - "$folder/setup.sh" | cksum)"
     [ "$(cat "$there/.ready" 2>/dev/null)" != "$made_from" ] || continue
     echo "peers: making $there (torch is linked, where uv still has .venv's)"
     rm -rf "$there"
