@@ -15,12 +15,18 @@ from model.capacity import planning
 from model.capacity.extrapolation import extrapolate
 from model.capacity.fitting import fit, fit_service_times
 from model.capacity.growth import measure
-from model.capacity.planning import Machine, needed, per_million
+from model.capacity.planning import (
+    Machine,
+    in_each_replica,
+    needed,
+    needed_in_each,
+    per_million,
+)
 from model.capacity.plots import figure
 from model.capacity.queueing import erlang_b, erlang_c
 from model.capacity.scenario import Scenario, ServiceTimes
 from model.capacity.simulation import one_frontend, simulate
-from model.capacity.validation import compare
+from model.capacity.validation import compare, repeated
 from model.serving.batcher import Batcher
 
 REAL = ServiceTimes(frontend_s=0.0015, fixed_s=0.008, image_s=0.015, cv=0.1)
@@ -310,9 +316,11 @@ def test_predictions_stand_beside_what_was_measured():
     scenario = Scenario(1, clients=8)
     found = one_frontend(REAL, scenario, 500)
     record = {"throughput": found.throughput, "p50_ms": found.p50_ms / 2, "p95_ms": 1.0}
+    record["server_cpu"] = 0.002 * found.throughput
     (row,) = compare([(scenario, record)], REAL, 500)
     assert row["scenario"] == "1 replica, batches to 16, 8 clients"
     assert row["throughput_error"] == 0 and row["p50_ms_error"] == pytest.approx(1)
+    assert row["front_cpu_s"] == pytest.approx(0.002)
     (nothing,) = compare([(scenario, record | {"throughput": 0.0})], REAL, 500)
     assert math.isnan(nothing["throughput_error"])
     assert figure([nothing], extrapolate(REAL, (1,), (1,), requests=200), "nothing answered")
@@ -322,20 +330,69 @@ def test_predictions_stand_beside_what_was_measured():
     assert len(figure([row], rows, "demo").axes) == 2
 
 
-def test_the_command_prints_a_table():
+def test_repeats_tell_how_often_a_prediction_is_good():
+    def row(load: str, throughput: float, p95: float) -> dict:
+        errors = {"throughput_error": throughput, "p95_ms_error": p95}
+        return {"scenario": f"2 replicas, batches to 16, {load}"} | errors
+
+    repeats = [
+        [row("8 clients", 0.02, -0.1), row("30 a second", 0.2, 0.0)],
+        [row("8 clients", -0.06, 0.3), row("32 a second", 0.01, math.nan)],
+        [row("8 clients", 0.1, 0.2), row("31 a second", 0.05, -0.19)],
+    ]
+    first, second = repeated(repeats)
+    assert first["load"] == "8 clients" and second["load"] == "30 to 32 a second"
+    assert first["throughput off by: median (least, most)"] == "+2% (-6%, +10%)"
+    assert first["within 10% and 20%"] == "2 of 3" and second["within 10% and 20%"] == "1 of 3"
+
+
+@pytest.mark.parametrize("rate,replicas", [(60, 2), (500, 10), (5_000, 100)])
+def test_replicas_with_kserve_in_each_are_planned(rate, replicas):
+    times = in_each_replica(REAL)
+    assert times.alone_s() == pytest.approx(REAL.alone_s()) and times.frontend_s == 0
+    need = needed_in_each(times, rate, 1, proxy_s=0.00025, requests=2_000)
+    assert replicas <= need.replicas <= 1.6 * replicas
+    assert need.frontends == math.ceil(need.replicas / planning.REPLICAS_PER_POD)
+    assert need.cores == need.replicas + need.frontends
+    assert need.outcome.throughput * need.frontends == pytest.approx(rate, rel=0.1)
+    busy = needed_in_each(times, rate, 1, proxy_s=0.8 * 10 / rate, requests=2_000)
+    assert busy.frontends == 10  # HAProxies, which have no time for more
+
+
+def test_more_pods_where_full_ones_wait_too_long():
+    """And no more replicas in them than p99 takes."""
+    times, loose = in_each_replica(REAL), 1.0
+    few = needed_in_each(times, 870, loose, proxy_s=0.00025, requests=2_000)
+    tight = 1.1 * few.outcome.p50_ms / 1e3
+    more = needed_in_each(times, 870, tight, proxy_s=0.00025, requests=2_000)
+    assert more.outcome.p99_ms <= 1e3 * tight and few.replicas < more.replicas
+    fewer = more.replicas // more.frontends - 1
+    scenario = Scenario(fewer, frontends=fewer, least_connections=True, rate=870 / more.frontends)
+    assert simulate(times, scenario, 30).p99_ms > 0.95e3 * tight
+
+
+def test_a_wait_that_cannot_be_is_refused_in_each_replica_too():
+    with pytest.raises(ValueError, match="even where nothing is busy"):
+        needed_in_each(in_each_replica(REAL), 10, 0.02, proxy_s=0.00025, requests=500)
+
+
+@pytest.mark.parametrize("topology", ["front", "ingress"])
+def test_the_command_prints_a_table(topology):
     argv = "--rate 20 --p99_ms 500 --frontend_ms 1.5 --fixed_ms 8 --image_ms 15 --machine m:9:1"
+    argv += f" --core_dollars_h 0.04 --topology {topology}"
     done = subprocess.run(
         [sys.executable, "-m", planning.__name__, *argv.split()], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "requests/s  replicas" in done.stdout and "3 machines" in done.stdout
+    assert "| requests/s | replicas |" in done.stdout and "3 machines" in done.stdout
+    assert "| dollars an hour | dollars a million |" in done.stdout
 
 
 @pytest.mark.long
 @pytest.mark.alone
 def test_replicas_that_sleep_are_used_alike():
     """As growth measures it: no more is answered than could be, and by every replica."""
-    row = measure("front", 2, 1, seconds=2)
+    row = measure("front", 2, 1, seconds=2, frontends=2)
     assert row["errors"] == 0 and 0 < float(row["share"]) <= 1.05
     least, most = map(int, row["least, most of a replica"].split(", "))
     assert 0 < most <= 2 * least

@@ -22,8 +22,8 @@ import requests
 from kserve import InferenceGRPCClient, InferInput, InferRequest, InferResponse
 from kserve.model import InferenceVerb
 
-from model.faults.nodes import fresh_token
 from model.faults.observe import metrics, replicas
+from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 from model.serving.machine import free_port
 from tests.conftest import Traces, long, until

@@ -18,8 +18,8 @@ import pytest
 import requests
 import yaml
 
-from model.faults.nodes import fresh_token
 from model.faults.observe import metrics, replicas, retries, wait_for_replicas
+from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 from tests.conftest import run, until
 from tests.foreign import ForeignRay

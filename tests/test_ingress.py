@@ -13,9 +13,9 @@ import requests
 
 from model.faults import inject
 from model.faults.experiment import Fault, run_experiment
-from model.faults.nodes import fresh_token
 from model.faults.observe import metrics, replicas
 from model.faults.promises import LEAN, MS, Fragile, work
+from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 from tests.conftest import Traces, until
 from tests.test_lifecycle import assert_ends, listening

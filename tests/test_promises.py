@@ -13,13 +13,14 @@ import pytest
 from model.faults import clients, promises
 from model.faults.experiment import Experiment, Injected
 from model.faults.grpc_clients import AGAIN
-from model.faults.nodes import fresh_token
 from model.faults.observe import wait_for_replicas
 from model.faults.outcome import Outcome, recovery_s
 from model.faults.servers import HALVES, ours
+from model.loadtest.joining import fresh_token
 from model.loadtest.run import RIGHT, Run, Sample
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
+from tests import taken_out
 from tests.conftest import ROOT
 
 
@@ -100,7 +101,7 @@ def test_poison(started):
 @pytest.mark.long
 def test_a_server_that_is_told_to_end():
     """It loses nothing."""
-    for outcome in promises.stopped(promises.fragile, times=1, seconds=6):
+    for outcome in promises.stopped(promises.fragile, times=1, seconds=8):
         assert_kept(outcome)
 
 
@@ -141,6 +142,15 @@ def test_the_command_at_any_server(served):
     assert ran.returncode == 0, ran.stderr
     *_, row = ran.stdout.splitlines()
     assert row.startswith("| a bad request") and "| yes |" in row
+
+
+@pytest.mark.parametrize("promise", taken_out.EDITS)
+def test_the_code_behind_a_promise_is_where_it_is_taken_out(promise):
+    """`python -m tests.taken_out` can be run: the text is there, and so is the test."""
+    edit = taken_out.EDITS[promise]
+    assert (ROOT / "model" / "serving" / edit.file).read_text().count(edit.old) == 1
+    file, name = edit.test.split("::")
+    assert f"\ndef {name}(" in (ROOT / file).read_text()
 
 
 def experiment(latencies: list[tuple[float, float]]) -> Experiment:

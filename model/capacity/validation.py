@@ -7,11 +7,13 @@ measured. Then the same service times say how many replicas larger loads would t
 import argparse
 import json
 import math
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model.capacity.extrapolation import extrapolate
 from model.capacity.fitting import fit_service_times
-from model.capacity.planning import needed
+from model.capacity.planning import needed, needed_in_each
 from model.capacity.plots import figure
 from model.capacity.scenario import Scenario, ServiceTimes
 from model.capacity.simulation import one_frontend, simulate
@@ -23,6 +25,9 @@ from model.loadtest.tables import print_row
 from model.loadtest.workload import Workload
 
 COMPARED = ("throughput", "p50_ms", "p95_ms")
+CLIENTS, SHARES = (4, 16, 32), (0.3, 0.5, 0.7)  # of loads; the share is of the most it can do
+MORE_CLIENTS, MORE_SHARES = (4, 8, 16, 32), (0.3, 0.4, 0.5, 0.7)
+WITHIN = {"throughput": 0.1, "p95_ms": 0.2}  # a prediction is good that is off by no more
 FIGURE = Path(__file__).parents[2] / "imgs" / "capacity.png"
 
 
@@ -32,12 +37,16 @@ def validate(
     work: Workload,
     seconds: float = 3,
     in_each: bool = False,
+    clients: Sequence[int] = CLIENTS,
+    shares: Sequence[float] = SHARES,
 ) -> tuple[ServiceTimes, list[dict]]:
-    """Fit service times to loads of a server, and predict six others: (times, rows as `compare`).
+    """Fit service times to loads of a server, and predict others: (times, rows as `compare`).
 
     server: of model.serving, with so many replicas and no other load. seconds: of each load
     that is predicted. Those for the fit take half as long, but 0.6 s at least; they are run
-    before and after the others, as machines drift. in_each: KServe is in the replicas.
+    before and after the others, as machines drift. in_each: KServe is in the replicas. clients,
+    shares: the loads that are predicted; a share of the most requests a second that those for the
+    fit came to.
     """
     known: list[Run] = []
     place = {"frontends": replicas, "least_connections": True} if in_each else {}
@@ -48,13 +57,13 @@ def validate(
             those = (p for p in server.processes() if records.part_of(p) == "replicas")
             watch = {process.pid: "frontend" for process in those}
         how = {"warmup_s": 0.5, "keep_headers": True, "watch": watch}
-        for clients in (2, 6, 12, 24, 40):
-            known.append(closed_loop(server.predict, work, clients, max(seconds / 2, 0.6), **how))
+        for n in (2, 6, 12, 24, 40):
+            known.append(closed_loop(server.predict, work, n, max(seconds / 2, 0.6), **how))
 
     learn()
     most = max(run.throughput for run in known)
-    scenarios = [Scenario(replicas, clients=n, **place) for n in (4, 16, 32)]
-    rates = [max(1, round(share * most)) for share in (0.3, 0.5, 0.7)]
+    scenarios = [Scenario(replicas, clients=n, **place) for n in clients]
+    rates = [max(1, round(share * most)) for share in shares]
     scenarios += [Scenario(replicas, rate=rate, **place) for rate in rates]
     pairs = []
     for scenario in scenarios:
@@ -72,6 +81,7 @@ def compare(
     """For each record of records.measure a row: what was predicted, measured, and the error.
 
     The error is predicted / measured - 1, for throughput, p50, p95; nan if nothing was answered.
+    front_cpu_s is the CPU time of a request of what is in front of the replicas.
     """
     rows = []
     for scenario, record in pairs:
@@ -87,8 +97,33 @@ def compare(
             predicted, measured = getattr(found, name), record[name]
             row |= {f"{name}_predicted": predicted, f"{name}_measured": measured}
             row |= {f"{name}_error": predicted / measured - 1 if measured else math.nan}
+        row["front_cpu_s"] = record["server_cpu"] / max(record["throughput"], 1e-9)
         rows.append(row)
     return rows
+
+
+def repeated(repeats: Sequence[list[dict]]) -> Iterator[dict]:
+    """For each load a row: how far predictions were off in repeats of `validate`, and how often
+    little enough (WITHIN)."""
+    for rows in zip(*repeats, strict=True):
+        row = {"load": _between([each["scenario"].split(", ")[-1] for each in rows])}
+        good = [True] * len(rows)
+        for name, within in WITHIN.items():
+            errors = [each[f"{name}_error"] for each in rows]
+            good = [g and abs(error) <= within for g, error in zip(good, errors, strict=True)]
+            known = [error for error in errors if not math.isnan(error)] or [math.nan]
+            median, least, most = statistics.median(known), min(known), max(known)
+            head = f"{name.removesuffix('_ms')} off by: median (least, most)"
+            row[head] = f"{median:+.0%} ({least:+.0%}, {most:+.0%})"
+        bounds = " and ".join(f"{within:.0%}" for within in WITHIN.values())
+        yield row | {f"within {bounds}": f"{sum(good)} of {len(rows)}"}
+
+
+def _between(loads: list[str]) -> str:
+    """ "8 clients", "30 to 32 a second"."""
+    numbers = sorted({int(load.split()[0]) for load in loads})
+    what = loads[0].partition(" ")[2]
+    return f"{numbers[0]} to {numbers[-1]} {what}" if numbers[1:] else loads[0]
 
 
 def _count(number: int, name: str) -> str:
@@ -98,35 +133,50 @@ def _count(number: int, name: str) -> str:
 def main() -> None:
     """Print the service times, predicted and measured loads, and what larger loads would take.
 
-    Draws imgs/capacity.png; with KServe in each replica it prints the loads, and that is all.
+    Draws imgs/capacity.png for KServe in front. With repeats, prints how often predictions were
+    good, and the rest of the last one.
     """
     parser = argparse.ArgumentParser(
         prog="python -m model.capacity.validation", description="The simulation against a server."
     )
     parser.add_argument("--seconds", type=float, default=10, help="of a load")
     parser.add_argument("--topology", choices=("front", "ingress"), default="front")
+    parser.add_argument("--repeats", type=int, default=1, help="of fit, loads and predictions")
     parser.add_argument("--file", type=Path, default=FIGURE, help="of the figure")
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error("--repeats is a number above 0")
     print(json.dumps(records.machine()))
     options = ("--num_replicas", "2", "--topology", args.topology)
     in_each = args.topology == "ingress"
+    loads, repeats = {"clients": MORE_CLIENTS, "shares": MORE_SHARES}, []
     with ServerProcess("model.serving", *options) as server:
-        times, rows = validate(server, 2, Workload.drawn(), args.seconds, in_each)
+        for _ in range(args.repeats):
+            times, rows = validate(server, 2, Workload.drawn(), args.seconds, in_each, **loads)
+            repeats.append(rows)
+    if args.repeats > 1:
+        for i, row in enumerate(repeated(repeats)):
+            print_row(row, header=i == 0)
     print(times)
     for i, row in enumerate(rows):
         shown = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in row.items()}
         print_row(shown, header=i == 0)
-    if in_each:  # the replicas add up: HAProxy passes on more than they can do
-        return
-    larger = extrapolate(times)
-    figure(rows, larger).savefig(args.file, dpi=110)
-    for row in larger:
-        if row["frontends"] == 1 and row["replicas"] in (1, 8, 64, 512):
-            print({name: round(value) for name, value in row.items()})
+    if not in_each:
+        larger = extrapolate(times)
+        figure(rows, larger).savefig(args.file, dpi=110)
+        for row in larger:
+            if row["frontends"] == 1 and row["replicas"] in (1, 8, 64, 512):
+                print({name: round(value) for name, value in row.items()})
+    proxy_s = statistics.median(row["front_cpu_s"] for row in rows)
     for i, rate in enumerate((100, 1_000, 10_000, 100_000)):
-        need = needed(times, rate, 0.5 + times.alone_s())
+        p99_s = 0.5 + times.alone_s()
+        if in_each:
+            need = needed_in_each(times, rate, p99_s, proxy_s)
+        else:
+            need = needed(times, rate, p99_s)
         row = {"requests a second": f"{rate:,}", "replicas": f"{need.replicas:,}"}
-        row |= {"frontends": need.frontends, "p99, ms": round(need.outcome.p99_ms)}
+        row |= {"in front": f"{need.frontends:,}", "cores": f"{need.cores:,}"}
+        row |= {"p99, ms": round(need.outcome.p99_ms)}
         print_row(row | {"images in a batch": round(need.outcome.batch, 1)}, i == 0)
 
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from model.course.checks_basics import cannot_start
 from model.faults import inject, plots
 from model.faults.experiment import Experiment, Fault, run_experiment
-from model.faults.nodes import fresh_token
 from model.faults.observe import wait_for_replicas
+from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 

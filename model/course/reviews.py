@@ -14,7 +14,8 @@ from model.loadtest.server_process import ServerProcess
 
 TIMEOUT_S = 60
 REVIEW = "The acting was wonderfull, the music beautiful, but the ending terible and far too long."
-MANY = {"instances": [{"text": REVIEW}] * 300}  # a V1 request that takes some tenths of a second
+# A V1 request that takes some tenths of a second: eight leave time to find a replica at work
+MANY = {"instances": [{"text": REVIEW}] * 1500}
 
 
 def send_at_once(server: ServerProcess, count: int) -> list[Response]:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-from model.faults.observe import ray_address, replicas
+from model.faults.observe import replicas
+from model.loadtest.joining import ray_address
 from model.loadtest.server_process import ServerProcess
 
 GONE_WITHIN_S = 10

@@ -6,7 +6,6 @@ virtual wire leads to, which can be cut.
 
 import contextlib
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -21,16 +20,12 @@ import psutil
 from model.faults.inject import is_gone, kill
 from model.faults.network import Network
 from model.faults.redis_server import Redis
+from model.loadtest.joining import fresh_token
 from model.serving.machine import WITH_PARENT, free_port, ray_folder
 
 READY_WITHIN_S = 60
 # Of the nodes in turn. Ray rewrites 127.0.0.1 itself to this machine's own address.
 LOOPBACK = "127.0.0.{}1" if sys.platform == "linux" else "127.0.0.1"
-
-
-def fresh_token() -> dict[str, str]:
-    """The environment of a cluster and of those who may join it."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 class Nodes:

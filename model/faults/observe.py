@@ -1,7 +1,6 @@
 """What can be observed of a server from outside: metrics, health, replicas, over the time too."""
 
 import contextlib
-import re
 import threading
 import time
 from collections import Counter
@@ -39,11 +38,6 @@ def metrics(server: ServerProcess) -> dict[str, float]:
         if family.name.startswith(("inference_", "request_predict"))
         for sample in family.samples
     }
-
-
-def ray_address(server: ServerProcess) -> str:
-    """host:port of the Ray cluster that a server of ours has started, as its log says."""
-    return re.search(r"Ray at (\S+),", server.log.read_text())[1]
 
 
 def retries(values: dict[str, float]) -> int:

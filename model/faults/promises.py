@@ -18,9 +18,9 @@ from model.faults import grpc_clients, inject
 from model.faults.clients import status_of
 from model.faults.experiment import Fault, run_experiment
 from model.faults.grpc_clients import AGAIN, ANSWERED
-from model.faults.nodes import fresh_token
-from model.faults.observe import ray_address, replicas, snapshots, wait_for_replicas
+from model.faults.observe import replicas, snapshots, wait_for_replicas
 from model.faults.outcome import Outcome, by_outcome, nothing_lost
+from model.loadtest.joining import another_frontend, fresh_token
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import JsonWorkload
 
@@ -126,7 +126,9 @@ def poison(start: Start, seconds: float = 20, every_s: float = 8) -> Outcome:
         evidence=f"replicas crashed: {crashed}",
         requests=by_outcome(found.run),
         found=f"{crashed / len(statuses):.1f} replicas for each, which got {_counted(statuses)}",
-        kept=found.failed == 0 and crashed <= 3 * len(statuses) and set(statuses) == {500},
+        kept=found.failed + found.rejected == 0
+        and crashed <= 3 * len(statuses)
+        and set(statuses) == {500},
     )
 
 
@@ -199,21 +201,21 @@ def _refused(server: ServerProcess, *options: str) -> str:
 
 def two_frontends(start: Fragile, seconds: float = 6) -> Outcome:
     """Two frontends, four replicas, one client at each: none of them waits for the other."""
-    with start(4, **fresh_token()) as first:
-        token = {key: first.process.environ()[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        join = ("--address", ray_address(first), "--num_replicas", "4")
-        with ServerProcess("model.serving.frontend", *join, **token) as second:
-            runs = {}
+    with (
+        start(4, **fresh_token()) as first,
+        another_frontend(first, "--num_replicas", "4") as second,
+    ):
+        runs = {}
 
-            def load(server: ServerProcess) -> None:
-                how = {"clients": 1, "keep_headers": True}
-                runs[server.url] = run_experiment(server, "", work(), seconds, **how).run
+        def load(server: ServerProcess) -> None:
+            how = {"clients": 1, "keep_headers": True}
+            runs[server.url] = run_experiment(server, "", work(), seconds, **how).run
 
-            threads = [threading.Thread(target=load, args=[each]) for each in (first, second)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+        threads = [threading.Thread(target=load, args=[each]) for each in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     answered = [h for run in runs.values() for h in run.headers]
     shared = sum(_together(a, answered) for a in answered) / len(answered)
     counts = sum((Counter(by_outcome(run)) for run in runs.values()), Counter())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.faults.nodes import fresh_token
+from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 
 HALVES = ("--num_replicas", "2", "--cpus_per_replica", "0.5")  # there is room for a third
