@@ -321,6 +321,9 @@ def test_predictions_stand_beside_what_was_measured():
     assert row["scenario"] == "1 replica, batches to 16, 8 clients"
     assert row["throughput_error"] == 0 and row["p50_ms_error"] == pytest.approx(1)
     assert row["front_cpu_s"] == pytest.approx(0.002)
+    came = record | {"throughput": 18.0, "requests": 36, "seconds": 2.0}  # of 40, by chance
+    (row,) = compare([(Scenario(1, rate=20), came)], REAL, 500)
+    assert row["throughput_measured"] == pytest.approx(20)
     (nothing,) = compare([(scenario, record | {"throughput": 0.0})], REAL, 500)
     assert math.isnan(nothing["throughput_error"])
     assert figure([nothing], extrapolate(REAL, (1,), (1,), requests=200), "nothing answered")

@@ -81,6 +81,7 @@ def compare(
     """For each record of records.measure a row: what was predicted, measured, and the error.
 
     The error is predicted / measured - 1, for throughput, p50, p95; nan if nothing was answered.
+    The throughput measured at a rate is what it would be if just as many requests had come.
     front_cpu_s is the CPU time of a request of what is in front of the replicas.
     """
     rows = []
@@ -95,6 +96,8 @@ def compare(
         row = {"scenario": f"{replicas}, batches to {scenario.max_batch_size}, {load}"}
         for name in COMPARED:
             predicted, measured = getattr(found, name), record[name]
+            if name == "throughput" and scenario.rate:  # more or fewer came than that, by chance
+                measured *= scenario.rate * record["seconds"] / max(1, record["requests"])
             row |= {f"{name}_predicted": predicted, f"{name}_measured": measured}
             row |= {f"{name}_error": predicted / measured - 1 if measured else math.nan}
         row["front_cpu_s"] = record["server_cpu"] / max(record["throughput"], 1e-9)
