@@ -97,7 +97,7 @@ cluster: .venv/.ready
 	@$(PYTHON_BIN) -m model.faults.cluster $(ARGS)
 
 capacity: .venv/.ready
-	@echo "capacity: leave the machine to it, for about 4 minutes"
+	@echo "capacity: leave the machine to it, for about 5 minutes"
 	@$(PYTHON_BIN) -m model.capacity.validation $(ARGS)
 
 fuzz: .venv/.ready

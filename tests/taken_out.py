@@ -85,11 +85,11 @@ EDITS = {
         f"{TESTS}::test_poison",
     ),
     "a server that is told to end loses nothing": Edit(
-        "a request that is on its way at the end is waited for",
+        "connections that are made at the end are taken",
         "http_server.py",
-        "self.loop.call_later(LAST_REQUEST_S, super().shutdown)",
-        "super().shutdown()",
-        f"{TESTS}::test_a_server_that_is_told_to_end",
+        "await asyncio.gather(*map(self._take, made), return_exceptions=True)",
+        "[connection.close() for connection in made]",
+        "tests/test_lifecycle.py::test_no_connection_is_lost_when_http_stops",
     ),
     "a server that is told to end loses nothing, over gRPC": Edit(
         "calls get UNAVAILABLE before gRPC ends",
