@@ -124,7 +124,7 @@ def test_an_update_that_fails():
 def test_two_frontends():
     """One client at each: they keep out of each other's way."""
     outcome = promises.two_frontends(promises.fragile, seconds=5)
-    assert outcome.facts["shared"] < 0.3, outcome  # half of them, where they know nothing of it
+    assert outcome.facts["shared"] < 0.3, outcome  # all of them, where they know nothing of it
 
 
 @pytest.mark.long
