@@ -52,23 +52,52 @@ def half_a_message() -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def served(call_s: float, admission: Admission | None = None) -> AsyncIterator[int]:
-    """The port of a server without models, which admits one request."""
+async def running(call_s: float, admission: Admission | None = None) -> AsyncIterator:
+    """A server without models, which admits one request, and its port."""
     registry, admission = ModelRepository(), admission or Admission(["x"], 1)
     dataplane, repository = StrictDataPlane(registry, admission), ClosedRepository(registry)
     endpoint = EndpointConfig(grpc_port=free_port())
     rpc = GrpcServer(endpoint, call_s, dataplane, repository, admission, Receiving(2**20))
     await rpc.start()
     try:
-        yield endpoint.grpc_port
+        yield rpc, endpoint.grpc_port
     finally:
         await rpc.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def served(call_s: float, admission: Admission | None = None) -> AsyncIterator[int]:
+    """The port of such a server."""
+    async with running(call_s, admission) as (_, port):
+        yield port
 
 
 async def live(channel: grpc.aio.Channel) -> bool:
     """Whether the server says that it is, within two seconds."""
     call = GRPCInferenceServiceStub(channel).ServerLive
     return (await call(pb.ServerLiveRequest(), timeout=2)).live
+
+
+def test_who_calls_as_it_ends_is_told_so():
+    """UNAVAILABLE, after which gRPC's clients send a request again; not gRPC's own CANCELLED."""
+
+    async def main() -> tuple[grpc.StatusCode, str]:
+        async with (
+            running(call_s=0.5) as (rpc, port),
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            assert await live(channel)
+            stopping = asyncio.create_task(rpc.stop(5))
+            await asyncio.sleep(0)  # it has begun
+            try:
+                call = GRPCInferenceServiceStub(channel).ModelInfer
+                await call(pb.ModelInferRequest(model_name="x"), timeout=5)
+            except grpc.RpcError as error:
+                return error.code(), error.details()
+            finally:
+                await stopping
+
+    assert asyncio.run(main()) == (grpc.StatusCode.UNAVAILABLE, grpc_server.STOPPING)
 
 
 def test_half_a_message_keeps_nobody_out(monkeypatch):
