@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from model.loadtest.generator import closed_loop
 from model.loadtest.joining import another_frontend, fresh_token
-from model.loadtest.records import machine, part_of
+from model.loadtest.records import PARTS, machine, part_of
 from model.loadtest.run import Run
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.tables import print_row
@@ -24,7 +24,6 @@ from model.loadtest.workload import JsonWorkload
 
 MODEL = "model.faults.fragile:FragileModel"  # its batch takes as long as its longest request
 TOPOLOGIES = ("front", "ingress")
-PARTS = ("server", "ray", "replicas")
 FEWEST = 32  # clients, where the model takes no time: fewer would be the bottleneck themselves
 
 
@@ -102,14 +101,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of a load")
     args = parser.parse_args(argv)
     print(json.dumps(machine()))
-    first = True
-    for replicas in args.replicas:
-        for batch in args.batches:
-            for topology in args.topologies:
-                for frontends in args.frontends if topology == "front" else [1]:
-                    row = measure(topology, replicas, batch, args.seconds, args.ms, frontends)
-                    print_row(row, header=first)
-                    first = False
+    cases = [
+        (topology, replicas, batch, frontends)
+        for replicas in args.replicas
+        for batch in args.batches
+        for topology in args.topologies
+        for frontends in (args.frontends if topology == "front" else [1])
+    ]
+    for i, (topology, replicas, batch, frontends) in enumerate(cases):
+        row = measure(topology, replicas, batch, args.seconds, args.ms, frontends)
+        print_row(row, header=i == 0)
 
 
 if __name__ == "__main__":

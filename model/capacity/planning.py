@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from model.capacity.scenario import Outcome, Scenario, ServiceTimes, capacity
-from model.capacity.simulation import one_frontend, simulate
+from model.capacity.simulation import long_enough, one_frontend
 from model.loadtest.tables import print_row
 
 UTILISATION = 0.8  # share of what a system can do that it is planned for
@@ -70,8 +70,7 @@ def needed(
         return one_frontend(times, scenario, requests)
 
     def good(frontends: int, each: int) -> bool:
-        found = outcome(frontends, each)
-        return found.p99_ms <= 1e3 * p99_s and not found.rejected
+        return _keeps(outcome(frontends, each), p99_s)
 
     def plenty(frontends: int) -> int:  # of replicas: hardly any request waits for one
         return math.ceil(2 * rate / frontends * times.occupied_s(1)) + 4
@@ -82,9 +81,7 @@ def needed(
         return _least(math.ceil(least), lambda each: good(frontends, each))
 
     frontends = max(1, math.ceil(rate * times.frontend_cpu_s(max_batch_size) / utilisation))
-    idle = outcome(64 * frontends, plenty(64 * frontends)).p99_ms
-    if idle > 1e3 * p99_s:
-        raise ValueError(f"p99 is {idle:.3g} ms even where nothing is busy: allow more than that")
+    _check_idle(outcome(64 * frontends, plenty(64 * frontends)), p99_s)
     frontends = _least(frontends, lambda frontends: good(frontends, plenty(frontends)))
     each = replicas(frontends)
     while replicas_per_pod and each > replicas_per_pod:
@@ -120,19 +117,14 @@ def needed_in_each(
     def outcome(pods: int, each: int) -> Outcome:
         place = {"frontends": each, "least_connections": True, "rate": rate / pods}
         scenario = Scenario(each, max_batch_size, batch_wait_s, **place)
-        full_s = times.alone_s(max_batch_size)
-        seconds = max(requests * pods / rate, 6 * full_s)
-        return simulate(times, scenario, seconds, max(seconds / 4, 3 * full_s))
+        return long_enough(times, scenario, requests)
 
     def good(pods: int, each: int) -> bool:
-        found = outcome(pods, each)
-        return found.p99_ms <= 1e3 * p99_s and not found.rejected
+        return _keeps(outcome(pods, each), p99_s)
 
     least = rate * times.occupied_s(max_batch_size) / max_batch_size / utilisation
     pods = math.ceil(max(least / replicas_per_pod, rate * proxy_s / utilisation))
-    idle = outcome(64 * pods, replicas_per_pod).p99_ms
-    if idle > 1e3 * p99_s:
-        raise ValueError(f"p99 is {idle:.3g} ms even where nothing is busy: allow more than that")
+    _check_idle(outcome(64 * pods, replicas_per_pod), p99_s)
     pods = _least(pods, lambda pods: good(pods, replicas_per_pod))
     each = min(replicas_per_pod, max(1, math.ceil(least / pods)))
     each = _least(each, lambda each: good(pods, each))
@@ -150,6 +142,18 @@ def in_each_replica(times: ServiceTimes) -> ServiceTimes:
         raise ValueError("give fixed_s and image_s: a table of times is that of one topology")
     image_s = times.image_s + times.frontend_s + times.response_s
     return ServiceTimes(0.0, times.fixed_s, image_s, times.cv)
+
+
+def _keeps(found: Outcome, p99_s: float) -> bool:
+    return found.p99_ms <= 1e3 * p99_s and not found.rejected
+
+
+def _check_idle(found: Outcome, p99_s: float) -> None:
+    """Refuse a p99 that not even a system keeps in which nothing is busy."""
+    if found.p99_ms > 1e3 * p99_s:
+        raise ValueError(
+            f"p99 is {found.p99_ms:.3g} ms even where nothing is busy: allow more than that"
+        )
 
 
 def _least(low: int, good: Callable[[int], bool]) -> int:

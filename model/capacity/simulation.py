@@ -111,9 +111,8 @@ def one_frontend(
 
     Frontends with replicas of their own have nothing in common, so one with its share of the
     replicas and of the load stands for all (replicas left over when they are dealt out are idle).
-    The window holds about `requests` requests, and six times what a request takes in a full
-    batch. Raises ValueError for several frontends with shared replicas, or that get requests by
-    what the others have: use `simulate`.
+    The window is that of `long_enough`. Raises ValueError for several frontends with shared
+    replicas, or that get requests by what the others have: use `simulate`.
     """
     n = scenario.frontends
     if n > 1 and (scenario.shared_replicas or scenario.least_connections):
@@ -125,8 +124,16 @@ def one_frontend(
         rate=scenario.rate and scenario.rate / n,
         clients=scenario.clients and -(-scenario.clients // n),
     )
-    rate = min(*capacity(times, share), share.rate or math.inf)
-    full_s = times.alone_s(share.max_batch_size)
-    seconds = max(requests / rate, 6 * full_s)
-    found = simulate(times, share, seconds, max(seconds / 4, 3 * full_s), seed)
+    found = long_enough(times, share, requests, seed)
     return replace(found, throughput=n * found.throughput, in_flight=n * found.in_flight)
+
+
+def long_enough(
+    times: ServiceTimes, scenario: Scenario, requests: int = 20_000, seed: int = 0
+) -> Outcome:
+    """As `simulate`, in a window that holds about `requests` requests, and six times what a
+    request takes in a full batch."""
+    rate = min(*capacity(times, scenario), scenario.rate or math.inf)
+    full_s = times.alone_s(scenario.max_batch_size)
+    seconds = max(requests / rate, 6 * full_s)
+    return simulate(times, scenario, seconds, max(seconds / 4, 3 * full_s), seed)

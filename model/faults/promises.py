@@ -4,7 +4,6 @@ Each function starts the servers that it needs, and returns Outcomes.
 """
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from model.faults.grpc_clients import AGAIN, ANSWERED
 from model.faults.observe import replicas, snapshots, wait_for_replicas
 from model.faults.outcome import Outcome, by_outcome, nothing_lost
 from model.loadtest.joining import another_frontend, fresh_token
+from model.loadtest.run import Run
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import JsonWorkload
 
@@ -204,25 +204,21 @@ def two_frontends(start: Fragile, seconds: float = 6) -> Outcome:
     with (
         start(4, **fresh_token()) as first,
         another_frontend(first, "--num_replicas", "4") as second,
+        ThreadPoolExecutor(2) as threads,
     ):
-        runs = {}
 
-        def load(server: ServerProcess) -> None:
+        def load(server: ServerProcess) -> Run:
             how = {"clients": 1, "keep_headers": True}
-            runs[server.url] = run_experiment(server, "", work(), seconds, **how).run
+            return run_experiment(server, "", work(), seconds, **how).run
 
-        threads = [threading.Thread(target=load, args=[each]) for each in (first, second)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    answered = [h for run in runs.values() for h in run.headers]
+        runs = list(threads.map(load, (first, second)))
+    answered = [h for run in runs for h in run.headers]
     shared = sum(_together(a, answered) for a in answered) / len(answered)
-    counts = sum((Counter(by_outcome(run)) for run in runs.values()), Counter())
+    counts = sum((Counter(by_outcome(run)) for run in runs), Counter())
     return Outcome(
         promise="several frontends share the replicas evenly",
         fault="2 frontends, 4 replicas, one client at each frontend",
-        evidence=f"requests by frontend: {', '.join(str(run.sent) for run in runs.values())}",
+        evidence=f"requests by frontend: {', '.join(str(run.sent) for run in runs)}",
         requests=dict(counts),
         found=f"{shared:.0%} of the requests met another at their replica",
         kept=shared < 0.05,

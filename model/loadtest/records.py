@@ -20,6 +20,8 @@ from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 from model.serving.machine import cores
 
+PARTS = ("server", "ray", "replicas")  # of a server, whose CPU time is told apart; see part_of
+
 
 def measure(
     server: ServerProcess, variant: str, work: Workload, seconds: float = 10, **how
@@ -53,7 +55,7 @@ def measure(
         "littles_law": run.littles_law(),
         "distance": run.distance if work.reference else None,
         "client_cpu": run.client_cpu,
-        **{f"{group}_cpu": run.cpu.get(group, 0.0) for group in ("server", "replicas", "ray")},
+        **{f"{group}_cpu": run.cpu.get(group, 0.0) for group in PARTS},
         "memory": server.memory(),
     }
 

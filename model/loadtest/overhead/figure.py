@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from model.loadtest.overhead.measure import PARTS, SMALL
+from model.loadtest.overhead.measure import SMALL
 from model.loadtest.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from model.loadtest.records import PARTS
 
 NAMES = {"server": "in front (KServe, HAProxy, or all)", "ray": "Ray", "replicas": "replicas"}
 COLOURS = dict(zip(PARTS, (BLUE, GREY, GREEN), strict=True))

@@ -32,7 +32,6 @@ WAYS = {  # each with two processes that hold the model, but plain KServe and ou
     ),
     "FastAPI": Configuration(f"{PEERS}.fastapi_server", TIMED),
 }
-PARTS = ("server", "ray", "replicas")
 SMALL = 100  # bytes of a body
 CLIENTS = (1, 8, 32, 128)
 LOADS = [(ms, SMALL, clients) for ms in (0, 0.3, 3) for clients in CLIENTS]
@@ -61,7 +60,7 @@ def measure(
             how = {"clients": clients, "seconds": window, "warmup_s": window / 2}
             record = records.measure(server, name, work, **how)
             rate = max(record["throughput"], 1e-9)
-            cpu = {f"{g}_cpu_ms": 1000 * record[f"{g}_cpu"] / rate for g in PARTS}
+            cpu = {f"{g}_cpu_ms": 1000 * record[f"{g}_cpu"] / rate for g in records.PARTS}
             found.append(record | {"ms": ms, "bytes": size} | cpu)
             progress()
     return found
