@@ -1,5 +1,6 @@
 """README, docs/ and the notebooks as they are committed: structure, links, names, outputs."""
 
+import ast
 import json
 import re
 import socket
@@ -143,6 +144,16 @@ def test_words_that_were_given_up(path):
     if path.suffix == ".ipynb":
         text += "\n".join(cell.source for cell in cells(path, "code"))
     assert not re.findall(rf"\b(?:{GIVEN_UP})\b", text)
+
+
+@EACH
+def test_what_notebooks_import_exists(path):
+    """Every module and name of ours, in programs that the notebook writes too."""
+    for cell in cells(path, "code"):
+        plain = re.sub(r"^[%!].*", "", cell.source, flags=re.M)
+        for node in ast.walk(ast.parse(plain)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "model":
+                exec(ast.unparse(node), {})
 
 
 @NAMING
