@@ -251,10 +251,12 @@ def batched_tickets() -> None:
             return [[next(labels) for _ in texts] for texts in inputs]
 
 
-def choose(ms: float, shared: float, clients: int) -> str:
+def choose(ms: float, saved: float, clients: int) -> str:
     """Notebook 8: batches where they save, processes where the work is worth the way there."""
     if clients == 1:
         return "plain KServe"
-    if shared and ms >= 3:
-        return "model.serving, two replicas"
-    return "two KServe workers"
+    if not saved:
+        return "two KServe workers"
+    if ms < 1:
+        return "a thread, with batches"
+    return "model.serving, KServe in each of two replicas"

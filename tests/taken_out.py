@@ -79,7 +79,7 @@ EDITS = {
     "a request that crashes replicas takes no other with it": Edit(
         "the last attempt of each request of a batch is made alone",
         "replica_pool.py",
-        "if crashed and attempts == ATTEMPTS - 1 and len(requests) > 1:",
+        "if any_crashed and attempts == ATTEMPTS - 1 and len(requests) > 1:",
         "if False:",
         f"{TESTS}::test_poison",
     ),

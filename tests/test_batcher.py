@@ -26,7 +26,7 @@ from model.alexnet.model import AlexNetModel
 from model.loadtest.bodies import v1_body
 from model.serving.arrival import arrived
 from model.serving.batched_model import BatchedModel
-from model.serving.batcher import LONG_S, OVERLOAD_S, Batcher
+from model.serving.batcher import FRESH_S, LONG_S, OVERLOAD_S, Batcher
 from model.serving.config import BatchingConfig, ModelConfig
 from model.serving.dispatch import Waiting
 from model.serving.errors import ERRORS
@@ -291,6 +291,30 @@ def test_a_batch_that_nobody_waits_for_is_cancelled():
     in_virtual_time(main())
 
 
+@pytest.mark.parametrize("deadline", [None, 1.5])
+def test_a_client_that_goes_as_its_batch_is_made(deadline):
+    """In the same turn of the event loop: it is in no batch, too late or not, and the worker goes
+    on with the next one."""
+
+    async def main():
+        work = Work(seconds=1)
+        batcher = Batcher(work, max_size=1)
+        first = asyncio.ensure_future(batcher("first"))
+        await asyncio.sleep(0)
+        gone = asyncio.ensure_future(batcher("gone", deadline))
+        stays = asyncio.ensure_future(batcher("stays"))
+        await asyncio.sleep(0.5)
+        # The first batch ends at 1 too, and takes the next one in the turn in which this is told.
+        asyncio.get_running_loop().call_at(1, gone.cancel)
+        async with asyncio.timeout(20):
+            assert await first == "FIRST" and await stays == "STAYS"
+            assert await batcher("after") == "AFTER"
+        assert gone.cancelled() and ["gone"] not in work.batches
+        assert batcher.queued == batcher.backlog == 0
+
+    in_virtual_time(main())
+
+
 def test_the_newest_go_first_once_clients_give_up():
     """Whoever waits longest is about to give up, so work for them would be lost."""
 
@@ -404,6 +428,23 @@ def test_a_deadline_that_cannot_be_met():
         assert await fine == "F" and now() == began + 2
         assert isinstance(late.exception(), TimeoutError)
         assert work.batches == [["known"], ["first"], ["f"]] and await first == "FIRST"
+
+    in_virtual_time(main())
+
+
+def test_a_slow_batch_is_forgotten():
+    """A deadline that was too short for it is not so for ever, though nothing else is learnt."""
+
+    async def main():
+        work = Work(seconds=3)
+        batcher = Batcher(work, max_size=1)
+        await batcher("cold")
+        work.seconds = 0.1
+        with pytest.raises(TimeoutError):
+            await batcher("warm", now() + 1)
+        await asyncio.sleep(FRESH_S)
+        for _ in range(3):
+            assert await batcher("warm", now() + 1) == "WARM"
 
     in_virtual_time(main())
 

@@ -220,6 +220,7 @@ WRONG_MODELS = {
 WRONG = [(module, typed, names) for module in MODULES for typed, names in WRONG_FOR_ALL.items()]
 WRONG += [(m, typed, names) for m in LISTENING for typed, names in WRONG_FOR_LISTENERS.items()]
 WRONG += [("model.serving", typed, names) for typed, names in WRONG_FOR_A_SERVER.items()]
+WRONG += [("model.serving.frontend", "--topology ingress", "leave it out")]
 WRONG += [
     (module, typed, names)
     for module in ("model.serving", "model.serving.redeploy")

@@ -5,8 +5,10 @@ What every server does, test_foreign_model.py asks of this one too; what it does
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -14,7 +16,7 @@ import requests
 from model.faults import inject
 from model.faults.experiment import Fault, run_experiment
 from model.faults.observe import metrics, replicas
-from model.faults.promises import LEAN, MS, Fragile, work
+from model.faults.promises import FRAGILE, LEAN, MS, Fragile, work
 from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 from tests.conftest import Traces, until
@@ -82,6 +84,22 @@ def test_it_is_ready_when_haproxy_knows_every_replica(tmp_path):
     with ServerProcess("model.serving", *options, folder=tmp_path, **slow) as server:
         assert until(lambda: "ready after" in server.log.read_text())
         assert len(workers(server)) == 2
+
+
+def test_models_that_an_update_does_not_name_stay(tmp_path):
+    """All of them are in one application."""
+    (tmp_path / "late.py").write_text(LATE)
+    options = ["--topology", "ingress", "--num_replicas", "1", *LEAN]
+    models = ["a=late:Late", "b=late:Late"]
+    server = ServerProcess("model.serving", *models, *options, folder=tmp_path, **fresh_token())
+    with server:
+        inject.redeploy(server, "--model_name", "b", "--max_queued_requests", "7", *options)
+        for name in "ab":
+            url = f"{server.url}/v1/models/{name}:predict"
+            # HAProxy may hear of the new replica a moment later.
+            assert until(lambda url=url: requests.post(url, json={"instances": [1]}).ok)
+        after = metrics(server)
+        assert {after[f"inference_admission_limit {name}"] for name in "ab"} == {7 + 16}
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +190,33 @@ def test_an_update_changes_the_number_of_replicas(served):
     assert requests.post(served.predict, json=BODY, timeout=30).json() == {"predictions": [1]}
 
 
+def test_the_number_of_replicas_follows_the_load():
+    """Up while many are at the replicas, and down again under a few; nobody notices."""
+    options = [FRAGILE, "--topology", "ingress", *LEAN, "--num_replicas", "auto"]
+    options += ["--max_replicas", "2", "--target_requests", "2"]
+    options += ["--upscale_delay_s", "0.5", "--downscale_delay_s", "1"]
+    with ServerProcess("model.serving", *options, **fresh_token()) as server:
+        count = f"inference_replicas {server.name}"
+        assert metrics(server)[count] == 1
+        many = run_experiment(server, "", work(), 30, clients=16, keep_headers=True)
+        assert len({headers["x-worker"] for headers in many.run.headers}) == 2
+        few = run_experiment(server, "", work(), 20, clients=1)
+        assert until(lambda: metrics(server)[count] == 1, 30)
+        for found in (many, few):
+            assert (found.failed, found.rejected) == (0, 0), found.run.errors
+
+
 def test_it_ends_as_it_should(traces: Traces):
-    """On loopback while it runs; then what is in flight is answered, and nothing stays."""
+    """On loopback while it runs; then what is in flight is answered, and nothing stays. No HAProxy
+    that ends cuts off what still has time."""
     env = traces.env | fresh_token()
-    server = Fragile("ingress")(2, "--enable_grpc", "false", **env)
+    server = Fragile("ingress")(2, "--enable_grpc", "false", "--request_timeout_s", "200", **env)
     assert until(lambda: "ready after" in server.log.read_text())
     at = {process: listening(process) for process in server.processes()}
     assert {ip for found in at.values() for ip in found.values()} == {"127.0.0.1"}, at
+    command = next(p.cmdline() for p, ports in at.items() if ports and p.name() == "haproxy")
+    config = Path(command[command.index("-f") + 1]).read_text()
+    assert int(re.search(r"hard-stop-after (\d+)s", config).group(1)) > 200
     assert len(replicas(server)) == 2
     with ThreadPoolExecutor(1) as thread:
         body = {"instances": [{"ms": 20 * MS}]}

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 @pytest.fixture(scope="module")
 def plain():
-    """The published server, in one process."""
+    """The stock server, in one process."""
     with ServerProcess(configurations.PLAIN) as server:
         yield server
 
@@ -97,7 +97,7 @@ def test_batches_in_the_replica(work):
 
 
 def test_the_stock_server_with_other_values(work):
-    """The published program with one replica: exact, and without our headers."""
+    """The stock program with one replica: exact, and without our headers."""
     with configurations.CONFIGURATIONS["1 replica"].start() as server:
         run = closed_loop(server.predict, work, 2, 1.5, warmup_s=0.5, keep_headers=True)
         lines = [" ".join(process.cmdline()) for process in server.processes()]

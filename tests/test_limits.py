@@ -15,9 +15,11 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from model.loadtest import client
 from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
-from model.serving import http
+from model.serving import http, http_server
 from model.serving.admission import Admission
-from model.serving.config import LimitsConfig
+from model.serving.config import EndpointConfig, LimitsConfig
+from model.serving.http_server import HttpServer, uvicorn_config
+from model.serving.machine import free_port
 from model.serving.metrics import REQUESTS
 from model.serving.receiving import Receiving
 from tests.conftest import BOTH, long
@@ -73,6 +75,32 @@ def test_a_client_that_sends_it_all_reads_413_and_goes_on(narrow):
         assert session.post(narrow.predict, bytes(20 * MB)).status_code == 413
         assert session.post(narrow.predict, good.ljust(MB)).status_code == 200  # exactly 1 MB
         assert session.post(narrow.predict, good.ljust(MB + 1)).status_code == 413
+
+
+def test_a_refused_body_is_not_read_for_ever():
+    """A client that goes on sending after its 413, byte by byte, is cut off in the end."""
+
+    async def main():
+        middleware = around(None, Admission(["m"], 1), LimitsConfig(max_body_mb=1))
+        endpoint = EndpointConfig(http_port=free_port())
+        server = HttpServer(uvicorn_config(middleware, endpoint, grace_s=1))
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.http_port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\n\r\n")
+        assert b" 413 " in await reader.readline()
+        cut = asyncio.ensure_future(reader.read())
+        while not cut.done():
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        writer.close()
+        server.should_exit = True
+        await serving
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_server, "MESSAGE_TIMEOUT_S", 0.3)
+        asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_the_same_limit_over_grpc(narrow):
@@ -216,6 +244,33 @@ def test_bodies_share_a_bound_and_the_slowest_gives_way():
     asyncio.run(asyncio.wait_for(main(), 5))
 
 
+def test_a_body_that_gives_way_counts_no_longer():
+    """Not for what comes in the same moment: it is not refused as well, and no other gives way."""
+
+    async def main():
+        receiving = Receiving(1000)
+
+        async def slow():
+            with receiving.body() as body:
+                body.grew(400)
+                await asyncio.sleep(60)
+
+        arriving = [asyncio.ensure_future(slow()) for _ in range(2)]
+        await asyncio.sleep(0)
+        with receiving.body() as large, receiving.body() as small:
+            large.complete()
+            large.grew(500)
+            assert not receiving.full and receiving.total == 900
+            small.grew(50)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [each.cancelled() for each in arriving] == [True, False]
+        assert receiving.total == 400
+        arriving[1].cancel()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("said", ["soon", "-5", "nan", "inf"])
 def test_a_deadline_that_is_none(said):
     """400, and the header's name."""
@@ -230,6 +285,15 @@ def test_a_deadline_that_is_none(said):
     asyncio.run(asyncio.wait_for(main(), 5))
 
 
+def test_a_deadline_over_http(narrow):
+    """Where the time that the client gives is too short, 504; where it is not, the response."""
+    for milliseconds, status in (("1", 504), ("60000", 200)):
+        headers = {"x-envoy-expected-rq-timeout-ms": milliseconds}
+        response = requests.post(narrow.predict, json=v1_body([GOOD]), headers=headers)
+        assert response.status_code == status, response.text
+    assert_answers(narrow)
+
+
 @pytest.mark.parametrize("status", [503, 429])
 def test_a_full_queue_says_when_to_come_back(status, monkeypatch):
     """In the status chosen; the seconds come from the queue and the rate, and are spread."""
@@ -238,11 +302,12 @@ def test_a_full_queue_says_when_to_come_back(status, monkeypatch):
         admission = Admission(["m"], 20)
         controller, now = admission.of("m"), [100.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
-        for _ in range(10):  # two a second
+        for _ in range(10):  # two a second, while there is something to answer
             with controller.admitted() as request:
+                now[0] += 0.5
                 request["outcome"] = "answered"
-            now[0] += 0.5
-        controller.in_flight = 20
+            now[0] += 600
+        controller.in_flight, controller._busy_since = 20, now[0]
         middleware = around(None, admission, LimitsConfig(overload_status=status))
         told, before = [], counted("rejected")
         for _ in range(50):
@@ -250,7 +315,7 @@ def test_a_full_queue_says_when_to_come_back(status, monkeypatch):
             await client.through(middleware)
             assert client.status == status
             told += [int(v) for k, v in client.said[0]["headers"] if k == b"retry-after"]
-        assert min(told) >= 10 and max(told) <= 20 and len(set(told)) > 3 and len(told) == 50
+        assert min(told) >= 9 and max(told) <= 20 and len(set(told)) > 3 and len(told) == 50
         assert counted("rejected") == before + 50
 
     asyncio.run(main())

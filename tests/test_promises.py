@@ -12,7 +12,7 @@ import pytest
 
 from model.faults import clients, promises
 from model.faults.experiment import Experiment, Injected
-from model.faults.grpc_clients import AGAIN
+from model.faults.grpc_clients import REFUSED
 from model.faults.observe import wait_for_replicas
 from model.faults.outcome import Outcome, recovery_s
 from model.faults.servers import HALVES, ours
@@ -80,6 +80,15 @@ def test_clients_that_give_up(served, work):
 
 
 @pytest.mark.long
+@pytest.mark.alone
+def test_overload(served, work):
+    """What can be answered is, in time."""
+    eight = Workload(work.images, work.labels, images_per_request=8)
+    outcome = clients.overload(served.predict, eight, seconds=8)
+    assert outcome.facts["goodput"] > 0.5, outcome
+
+
+@pytest.mark.long
 def test_killed_replicas(started):
     """One of them, and what was in flight on it is answered."""
     assert_kept(promises.killed(started, seconds=8))
@@ -110,7 +119,7 @@ def test_a_server_that_is_told_to_end_over_grpc():
     """Nor there."""
     for outcome in promises.stopped_over_grpc(promises.fragile, times=1):
         assert_kept(outcome)
-        assert outcome.requests[AGAIN] > 0, "the server had no clients when it ended"
+        assert outcome.requests.get(REFUSED, 0) > 0, "the server had no clients when it ended"
 
 
 @pytest.mark.long

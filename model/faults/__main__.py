@@ -1,8 +1,8 @@
 """The promises as one table: `python -m model.faults`, and `--url` for any server's clients.
 
 Each promise is tested by a fault, and the table says what became of it: on our server, with KServe
-in front of the replicas and in each of them, and on KServe's RayModel as published (model.basics,
-with as many requests at a replica as ours). With `--url` the half that needs clients only is done
+in front of the replicas and in each of them, and on stock RayModel (model.basics, with as many
+requests at a replica as ours). With `--url` the half that needs clients only is done
 to a server that runs already.
 """
 
@@ -30,7 +30,7 @@ OF_ANY: dict[str, Callable[[promises.Start], Found]] = {
     "poison": promises.poison,
     "stopped": promises.stopped,
 }
-# The published program cannot pickle what gRPC brings, and has no command for an update, and no
+# The stock program cannot pickle what gRPC brings, and has no command for an update, and no
 # bound of memory: with as many bodies it takes all that the machine has.
 OF_OURS: dict[str, Callable[[promises.Fragile], Found]] = {
     "stopped_over_grpc": promises.stopped_over_grpc,
@@ -59,9 +59,7 @@ KINDS = {
         partial(ours, *HALVES, "--topology", "ingress"),
         promises.Fragile("ingress"),
     ),
-    "published": Kind(
-        "`RayModel` as published", (*OF_CLIENTS, *OF_ANY), stock, promises.stock_fragile
-    ),
+    "stock": Kind("stock `RayModel`", (*OF_CLIENTS, *OF_ANY), stock, promises.stock_fragile),
 }
 
 

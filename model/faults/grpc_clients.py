@@ -1,5 +1,6 @@
 """Clients of gRPC, each with a connection of its own, who send one request after the other."""
 
+import re
 import threading
 import time
 from collections import Counter
@@ -12,8 +13,11 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from model.loadtest.server_process import ServerProcess
 
 PUSHBACK_S = 1.0  # what a client waits after an error, as gRPC's own do that have a retry policy
-AGAIN = "UNAVAILABLE"  # the one status after which a client may send any request again
 ANSWERED = "answered"
+REFUSED = "refused"  # UNAVAILABLE before the request was begun: to be sent again, elsewhere
+# What the server says as it stops or is full, or gRPC itself where nobody listens any more.
+SAID = ("the server stops", "the server is busy", "the server holds")
+NOT_BEGUN = re.compile("|".join((*SAID, "connection refused", "failed to connect")), re.I)
 
 
 def wait(server: ServerProcess, ms: float) -> None:
@@ -28,7 +32,8 @@ def wait(server: ServerProcess, ms: float) -> None:
 
 
 def call(server: ServerProcess, ms: float, clients: int, seconds: float) -> Counter[str]:
-    """Outcomes of requests to FragileModel, each of which takes `ms` there: ANSWERED, or a status.
+    """Outcomes of requests to FragileModel, each of which takes `ms` there: ANSWERED, REFUSED, or
+    another status.
 
     The clients wait a while after an error, and call again.
     """
@@ -44,7 +49,7 @@ def call(server: ServerProcess, ms: float, clients: int, seconds: float) -> Coun
                 try:
                     response = infer(request, timeout=90)
                 except grpc.RpcError as error:
-                    mine.append(error.code().name)
+                    mine.append(_outcome(error))
                     time.sleep(PUSHBACK_S)
                 else:
                     right = np.frombuffer(response.raw_output_contents[0], np.float32) == ms
@@ -60,3 +65,9 @@ def call(server: ServerProcess, ms: float, clients: int, seconds: float) -> Coun
     for thread in threads:
         thread.join()
     return outcomes
+
+
+def _outcome(error: grpc.RpcError) -> str:
+    """A call that was cut off is UNAVAILABLE as well: "Socket closed", say."""
+    unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+    return REFUSED if unavailable and NOT_BEGUN.search(error.details() or "") else error.code().name

@@ -16,7 +16,7 @@ import requests
 from model.faults import grpc_clients, inject
 from model.faults.clients import status_of
 from model.faults.experiment import Fault, run_experiment
-from model.faults.grpc_clients import AGAIN, ANSWERED
+from model.faults.grpc_clients import ANSWERED, REFUSED
 from model.faults.observe import replicas, snapshots, wait_for_replicas
 from model.faults.outcome import Outcome, by_outcome, nothing_lost
 from model.loadtest.joining import another_frontend, fresh_token
@@ -125,7 +125,8 @@ def poison(start: Start, seconds: float = 20, every_s: float = 8) -> Outcome:
         fault=f"{len(times)} such requests, 4 replicas, {CLIENTS} clients",
         evidence=f"replicas crashed: {crashed}",
         requests=by_outcome(found.run),
-        found=f"{crashed / len(statuses):.1f} replicas for each, which got {_counted(statuses)}",
+        found=f"{crashed / len(statuses):.1f} replicas for each, which got {_counted(statuses)}; "
+        f"{found.failed + found.rejected} other requests lost",
         kept=found.failed + found.rejected == 0
         and crashed <= 3 * len(statuses)
         and set(statuses) == {500},
@@ -156,8 +157,8 @@ def stopped(start: Start, times: int = 5, seconds: float = 12) -> Iterator[Outco
 def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Iterator[Outcome]:
     """The same over gRPC, where a connection stays until the server ends.
 
-    UNAVAILABLE is not counted: gRPC's clients send such a request again, to another server if there
-    is one. After any other status they do not.
+    What is refused before it is begun is not counted: gRPC's clients send such a request again, to
+    another server if there is one. A call that is cut off is.
     """
     for _ in range(times):
         with start(2, "--drain_s", "2") as server, ThreadPoolExecutor(1) as thread:
@@ -166,7 +167,7 @@ def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Itera
             time.sleep(seconds / 2)
             evidence = inject.terminate(server)
             outcomes = calls.result()
-        lost = sum(outcomes.values()) - outcomes[ANSWERED] - outcomes[AGAIN]
+        lost = sum(outcomes.values()) - outcomes[ANSWERED] - outcomes[REFUSED]
         yield Outcome(
             promise="a server that is told to end loses nothing",
             fault="SIGTERM under full load, over gRPC",
@@ -260,8 +261,8 @@ def large_bodies(start: Start, clients: int = 288, mb: int = 60) -> Outcome:
         fault=f"{clients} clients send {mb} MB each",
         evidence=f"MB sent at a time: {clients * mb:,}",
         requests=dict(statuses),
-        found=f"{grew:,.0f} MB more than at rest",
-        kept=grew < MEMORY_BOUND_MB and after == 200,
+        found=f"{grew:,.0f} MB more than at rest, of {MEMORY_BOUND_MB:,} allowed",
+        kept=grew < MEMORY_BOUND_MB and after == 200 and set(statuses) <= {"200", "408", "503"},
         facts={"grew_mb": grew},
     )
 

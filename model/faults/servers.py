@@ -20,7 +20,7 @@ def ours(*options: str, folder: Path | None = None) -> ServerProcess:
 def stock(*options: str) -> ServerProcess:
     """model.basics.ray_server with as many requests at a replica as ours.
 
-    options: of model.loadtest.stock. (With five at a replica, as published, throughput falls as
+    options: of model.loadtest.stock. (With five at a replica, as there, throughput falls as
     clients are added, which is another matter.)
     """
     return ServerProcess(

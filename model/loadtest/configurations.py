@@ -51,6 +51,7 @@ def peer_python(peer: str) -> Path:
 AS_STOCK = "--set memory_format=contiguous --access_log on"  # AlexNet's and KServe's own defaults
 DEFAULT = "no access log: the default"
 IN_EACH = "KServe in each replica"
+IN_PROCESS = "in process with the batcher"
 CONFIGURATIONS = {
     "plain": Configuration(PLAIN),
     "plain, one thread": Configuration(PLAIN, env=ONE_THREAD),
@@ -68,7 +69,7 @@ CONFIGURATIONS = {
     "bfloat16": Configuration(OURS, "--set precision=bfloat16"),
     IN_EACH: Configuration(OURS, "--topology ingress"),
     f"{IN_EACH}, bfloat16": Configuration(OURS, "--topology ingress --set precision=bfloat16"),
-    "in process with the batcher": Configuration(OURS, "--in_process"),
+    IN_PROCESS: Configuration(OURS, "--in_process"),
     f"in process, {N} workers": Configuration(OURS, f"--in_process --workers {N}"),
 }
 

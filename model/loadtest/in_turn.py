@@ -25,5 +25,8 @@ def measure_in_turn(
         for number, name in interleaved(names, rounds):
             bar.set_postfix_str(name)
             found = measure(name, bar.update)
+            for record in found:
+                if record["errors"]:
+                    bar.write(f"{name}: {record['errors']} failed: {record['error_kinds']}")
             records.append(file, ({"round": number} | record for record in found))
     return records.read(file)

@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from model.loadtest import plots, records
 from model.loadtest.client import with_reference
-from model.loadtest.configurations import CONFIGURATIONS, DEFAULT, PEERS
+from model.loadtest.configurations import CONFIGURATIONS, DEFAULT, IN_EACH, IN_PROCESS, PEERS
 from model.loadtest.limit import limit, one_alone
 from model.loadtest.summary import interleaved, medians, summary
 from model.loadtest.workload import Workload
 
 IMGS = Path(__file__).parents[2] / "imgs"
 CLIENTS = (8, 32)
-TARGETS = ("plain", DEFAULT, "bfloat16")  # loaded with one client and with 64 too
+# Loaded with one client and with 64 too.
+TARGETS = ("plain", DEFAULT, "bfloat16", IN_EACH, IN_PROCESS)
 LIMITS = {"limit float32": "float32", "limit bfloat16": "bfloat16"}  # name -> precision
 
 

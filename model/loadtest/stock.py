@@ -1,6 +1,6 @@
 """model.basics.ray_server with other values: `python -m model.loadtest.stock --num_replicas 1`.
 
-It takes KServe's own arguments too. What is not given is as published there.
+It takes KServe's own arguments too. What is not given is as it is there.
 """
 
 import argparse
@@ -13,25 +13,25 @@ from model.basics import ray_server
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with a message if something is wrong."""
-    published = ray_server.Replica
+    stock = ray_server.Replica
     parser = argparse.ArgumentParser(
         prog="python -m model.loadtest.stock",
-        description="KServe's RayModel in front of replicas, as published, with other values.",
+        description="RayModel in front of replicas, as in model.basics, with other values.",
         parents=[model_server.parser],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--num_replicas", type=int, default=published.num_replicas)
+    parser.add_argument("--num_replicas", type=int, default=stock.num_replicas)
     parser.add_argument(
         "--cpus_per_replica",
         type=float,
-        default=published.ray_actor_options["num_cpus"],
+        default=stock.ray_actor_options["num_cpus"],
         help="that it reserves",
     )
     parser.add_argument(
         "--max_ongoing_requests",
         type=int,
-        default=published.max_ongoing_requests,
+        default=stock.max_ongoing_requests,
         help="that a replica takes at a time",
     )
     return parser.parse_args(argv)

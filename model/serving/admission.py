@@ -11,7 +11,7 @@ from model.serving.metrics import ADMISSION_LIMIT, IN_FLIGHT, REQUESTS, follow
 
 FULL = "The server is busy and its queue is full: try again later."
 COUNTED = 200  # of the last responses, to tell how many there are in a second
-LONGEST_RETRY_S = 60
+LONGEST_RETRY_S = 60  # that a client is told to wait
 
 
 class AdmissionController:
@@ -24,7 +24,8 @@ class AdmissionController:
     def __init__(self, model_name: str, limit: int) -> None:
         """model_name: for the metrics. limit: how many may be in flight."""
         self._name, self.limit, self.in_flight = model_name, limit, 0
-        self._answered: deque[float] = deque(maxlen=COUNTED)  # when, on the monotonic clock
+        self._answered: deque[float] = deque(maxlen=COUNTED)  # when, on the clock of _busy_s
+        self._busy_before, self._busy_since = 0.0, 0.0
         follow(IN_FLIGHT.labels(model_name), lambda: self.in_flight)
         ADMISSION_LIMIT.labels(model_name).set(limit)
 
@@ -40,27 +41,37 @@ class AdmissionController:
     def retry_after_s(self) -> int:
         """In how many seconds a client that was rejected should try again, at least 1.
 
-        When as many are answered as are in flight now, at the rate of the last responses; and up
-        to twice that, at random, so that those rejected together do not return together.
+        When as many are answered as are in flight now, at the rate of the last responses (of the
+        time in which there was something to answer); and up to twice that, at random, so that those
+        rejected together do not return together.
         """
         rate = 0.0
         if len(self._answered) > 1:
-            rate = len(self._answered) / max(1e-3, time.monotonic() - self._answered[0])
+            rate = len(self._answered) / max(1e-3, self._busy_s() - self._answered[0])
         seconds = self.in_flight / rate if rate else 1.0
-        return math.ceil(min(LONGEST_RETRY_S, max(0.5, seconds)) * random.uniform(1, 2))
+        return math.ceil(min(LONGEST_RETRY_S / 2, max(0.5, seconds)) * random.uniform(1, 2))
+
+    def _busy_s(self) -> float:
+        """For how long there has been a request in flight, so far."""
+        return self._busy_before + (time.monotonic() - self._busy_since if self.in_flight else 0.0)
 
     @contextmanager
     def admitted(self) -> Iterator[dict[str, str]]:
         """One request in flight; its `outcome`, in the dictionary yielded, is set by the caller."""
         request = {"outcome": "abandoned"}
+        if not self.in_flight:
+            self._busy_since = time.monotonic()
         self.in_flight += 1
         try:
             yield request
         finally:
-            self.in_flight -= 1
-            self.count(request["outcome"])
+            busy_s = self._busy_s()
             if request["outcome"] == "answered":
-                self._answered.append(time.monotonic())
+                self._answered.append(busy_s)
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._busy_before = busy_s
+            self.count(request["outcome"])
 
 
 class Admission:

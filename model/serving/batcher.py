@@ -10,6 +10,7 @@ from model.serving.dispatch import Rule, Waiting, even_share
 OVERLOAD_S = 2.0  # after a client gave up, so long the newest requests go first
 LONG_S = 5.0  # but those who have waited for longer, whose clients are not of that kind
 REMEMBERED = 8  # batches, of whose durations the shortest counts
+FRESH_S = 10.0  # and no longer: else deadlines that were once too short would be so for ever
 
 
 class Batcher:
@@ -60,7 +61,7 @@ class Batcher:
         self._predicted_arrivals = 0  # the size that waits or arrives soon, as expected
         self._timer: asyncio.TimerHandle | None = None
         self._newest_first_until = float("-inf")
-        self._durations: deque[float] = deque(maxlen=REMEMBERED)
+        self._durations: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)  # (when, how long)
 
     async def __call__(self, item: Any, deadline: float | None = None) -> Any:
         """The item's result; raises what its batch, or the item in it, came to.
@@ -144,6 +145,9 @@ class Batcher:
             oldest = next(iter(self._queue.values()))
             newest_first = give_up and now - oldest.since < LONG_S
             future, entry = self._queue.popitem(last=newest_first)
+            if future.done():  # cancelled a moment ago: _give_up is about to be called for it
+                self._queued_size -= entry.size
+                continue
             if taken and total + entry.size > share:
                 self._queue[future] = entry
                 self._queue.move_to_end(future, last=newest_first)
@@ -162,13 +166,16 @@ class Batcher:
 
     def _too_late(self, entry: "_Entry", now: float) -> bool:
         """Whether its deadline passes before any batch of late could have been done."""
-        soonest = now + min(self._durations, default=0.0)
-        return entry.deadline is not None and entry.deadline < soonest
+        if entry.deadline is None:
+            return False
+        fresh = (took for when, took in self._durations if now - when < FRESH_S)
+        return entry.deadline < now + min(fresh, default=0.0)
 
     def _fail(self, error: Exception) -> None:
         """The rule raised: whoever waits gets its error, or would wait forever."""
         for future in self._queue:
-            future.set_exception(error)
+            if not future.done():
+                future.set_exception(error)
         self._queue.clear()
         self._queued_size = 0
 
@@ -181,7 +188,7 @@ class Batcher:
             results = await self._work(items, worker_index, self.backlog)
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} requests")
-            self._durations.append(loop.time() - began)
+            self._durations.append((loop.time(), loop.time() - began))
         except asyncio.CancelledError:  # nobody waits for it any more
             results = [None] * len(batch.entries)
         except Exception as error:

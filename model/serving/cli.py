@@ -87,6 +87,7 @@ def frontend_config(argv: list[str] | None = None) -> ServerConfig:
         parser, os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS, or the one on this machine"
     )
     args = parser.parse_args(argv)
+    _front_only(parser, args)
     models = tuple(ModelConfig(name) for name in args.names or [args.model_name])
     config = _config(parser, args, models, _replicas(parser, args, models))
     _check_rule(parser, config.batching)
@@ -128,8 +129,7 @@ def application_config(args: dict[str, Any]) -> ServerConfig:
     add_ray_options(parser, address="auto")
     typed += [f"--{key}={value}" for key, value in options.items()]
     parsed = parser.parse_args([f"--model_name={name}", *typed])
-    if parsed.topology != "front":
-        parser.error("--topology is for `python -m model.serving`: leave it out")
+    _front_only(parser, parsed)
     models = _models(parser, parsed, [target])
     return _config(parser, parsed, models, _replicas(parser, parsed, models))
 
@@ -145,6 +145,11 @@ def _parser(module: str, description: str) -> Parser:
     parser.set_defaults(model_name=DEFAULT_NAME, grpc_max_receive_message_length=None)
     add_options(parser)
     return parser
+
+
+def _front_only(parser: Parser, args: argparse.Namespace) -> None:
+    if args.topology != "front":
+        parser.error("--topology is for `python -m model.serving`: leave it out")
 
 
 def _models(

@@ -61,6 +61,11 @@ class EndpointConfig:
     event_loop: str = "auto"
     keep_alive_s: int = 65
 
+    @property
+    def host_of_address(self) -> str:
+        """The host as it stands before a port: IPv6 in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
 
 @dataclass(frozen=True)
 class ApplicationConfig:

@@ -1,7 +1,6 @@
 """The applications that Ray Serve runs for us: replicas of a model, as the options say."""
 
 import base64
-import contextlib
 import hashlib
 import pickle
 import re
@@ -30,6 +29,7 @@ from model.serving.upstream_ray import versioned
 
 UNLIMITED = 100_000
 STARTING = ("NOT_STARTED", "DEPLOYING")
+QUIET_S = 30  # a start that takes no longer needs no comment
 # The last line of a traceback: the kind of the error, without its module, and what it says.
 RAISED = re.compile(r"^(?:[\w.]*\()?(?:\w+\.)*(\w*(?:Error|CannotStart)\w*): (.*)", re.M)
 
@@ -89,43 +89,75 @@ def _of_all_models(config: ServerConfig) -> Planned:
     from model.serving.ingress import IngressReplica  # Ray reads its variables as it is imported
 
     own = replace(config, replicas=None, endpoint=EndpointConfig(), cluster=ClusterConfig())
-    options = {"max_ongoing_requests": UNLIMITED}
+    # A replica that ends answers what it has; HAProxy sends it no more.
+    longest_s = config.limits.request_timeout_s
+    options = {"max_ongoing_requests": UNLIMITED, "graceful_shutdown_timeout_s": longest_s}
     return Planned(APPLICATION, "/", config.models, IngressReplica, (own,), options, {})
+
+
+@dataclass(frozen=True)
+class State:
+    """Of an application's replicas, besides its configuration."""
+
+    reload_at: float = 0.0  # a moment: a later one than before has them load their models again
+    draining: bool = False  # those with KServe in them say that they are not ready, and go on
+    # Of the replicas, where those that run with it are to stay though files have changed; None:
+    # that of the files.
+    version: str | None = None
+    deployed_at: float = 0.0  # another one, and Ray no longer counts what failed before
 
 
 def deploy(
     config: ServerConfig,
-    reload_at: float = 0,
+    state: State = State(),
     only: Container[str] | None = None,
-    draining: bool = False,
+    wait: bool = True,
 ) -> dict[str, DeploymentHandle | CannotStart]:
     """Have Ray Serve run the models of the configuration, and wait until it does.
 
-    reload_at: a moment; a later one than before has the replicas load their models again. only:
-    the names of some applications; None: all. draining: replicas with KServe in them say that they
-    are not ready, and go on. Returns for each name the handle of its replicas, or why there are
-    none; the others run.
+    only: the names of some applications; None: all. Returns for each name the handle of its
+    replicas, or why there are none; the others run. wait: without it nothing is waited for, and
+    nothing returned.
     """
     chosen = [each for each in plan(config) if only is None or each.name in only]
     targets = [
         serve.RunTarget(
-            bind(each, config, reload_at, draining),
+            bind(each, config, state),
             name=each.name,
             route_prefix=each.route_prefix,
             external_scaler_enabled=config.replicas.num_replicas is not None,
         )
         for each in chosen
     ]
-    with contextlib.suppress(RuntimeError):  # of the first that fails; it is looked up below
-        serve.run_many(targets)
-    return {each.name: _outcome(each.name) for each in chosen}
+    serve.run_many(
+        targets,
+        wait_for_ingress_deployment_creation=wait,
+        wait_for_applications_running=False,  # it would, without a word, for ever
+    )
+    return {each.name: _outcome(each.name) for each in chosen if wait}
 
 
 def _outcome(name: str) -> DeploymentHandle | CannotStart:
-    """The handle of an application once it runs, or why it does not."""
-    while (status := serve.status().applications[name].status) in STARTING:
+    """The handle of an application once it runs, or why it does not.
+
+    What Ray says of one that takes long (there may be no CPU for a replica) is printed.
+    """
+    told, quiet_until = "", time.monotonic() + QUIET_S
+    while (found := serve.status().applications[name]).status in STARTING:
+        said = "; ".join(each.message for each in found.deployments.values() if each.message)
+        if said != told and time.monotonic() > quiet_until:
+            print(f"{name}: {said}", flush=True)
+            told = said
         time.sleep(0.1)
-    return serve.get_app_handle(name) if status == "RUNNING" else CannotStart(_why_not(name))
+    if found.status == "RUNNING":
+        return serve.get_app_handle(name)
+    return CannotStart(_why_not(name))
+
+
+def is_starting(name: str) -> bool:
+    """Whether Ray Serve is not yet done with what it was told last of an application."""
+    found = serve.status().applications.get(name)
+    return found is not None and found.status in STARTING
 
 
 def running(name: str) -> int:
@@ -154,16 +186,14 @@ def _why_not(name: str) -> str:
     return "Ray Serve does not say why; see the replicas' logs"
 
 
-def bind(
-    planned: Planned, config: ServerConfig, reload_at: float = 0, draining: bool = False
-) -> serve.Application:
-    """The application itself, for `serve.run`; reload_at, draining: as for `deploy`."""
-    options = deployment_options(planned, config, reload_at, draining)
+def bind(planned: Planned, config: ServerConfig, state: State = State()) -> serve.Application:
+    """The application itself, for `serve.run`."""
+    options = deployment_options(planned, config, state)
     return serve.deployment(planned.replica).options(**options).bind(*planned.arguments)
 
 
 def deployment_options(
-    planned: Planned, config: ServerConfig, reload_at: float = 0, draining: bool = False
+    planned: Planned, config: ServerConfig, state: State = State()
 ) -> dict[str, Any]:
     """The configuration as the options of one of Ray Serve's deployments."""
     replicas, log = config.replicas, config.application
@@ -172,7 +202,12 @@ def deployment_options(
         total = ray.cluster_resources().get("GPU", 0)
         share = total / (replicas.max_replicas * len(config.applications))
         gpus = 1 if share >= 1 else int(share * 100) / 100
-    state = {"reload_at": reload_at, "deployed": _as_text(config), "draining": draining}
+    version = state.version or _version(planned, config)
+    told = {
+        "reload_at": state.reload_at,
+        "draining": state.draining,
+        "deployed": _as_text(Deployed(config, replace(state, version=version))),
+    }
     level = "INFO" if log.access_log else "WARNING"
     options: dict[str, Any] = {
         "num_replicas": replicas.num_replicas,
@@ -184,9 +219,9 @@ def deployment_options(
         "graceful_shutdown_wait_loop_s": 0.2,
         "graceful_shutdown_timeout_s": config.limits.per_attempt_timeout_s,
         "max_constructor_retry_count": 1,  # what fails to load fails again
-        "user_config": state,
+        "user_config": told,
         "logging_config": {"enable_access_log": log.access_log, "log_level": level},
-        **versioned(_version(planned, config)),
+        **versioned(version),
         **planned.options,
     }
     if replicas.num_replicas is None:
@@ -203,15 +238,47 @@ def deployment_options(
     return options
 
 
-def _as_text(config: ServerConfig) -> str:
+@dataclass(frozen=True)
+class Deployed:
+    """How an application was deployed."""
+
+    config: ServerConfig
+    state: State  # with its version
+
+
+def _as_text(deployed: Deployed) -> str:
     """So that replicas can say how they were deployed; Ray takes what is JSON."""
-    return base64.b64encode(pickle.dumps(config)).decode()
+    return base64.b64encode(pickle.dumps(deployed)).decode()
 
 
-def deployed(handle: DeploymentHandle) -> ServerConfig | None:
-    """The configuration with which an application runs; None where it does not say."""
-    text = handle.deployed.remote().result(timeout_s=60)
-    return pickle.loads(base64.b64decode(text)) if text else None
+def deployed(handle: DeploymentHandle, timeout_s: float = 20) -> Deployed | None:
+    """How an application was deployed last; None where none of its replicas says it in time."""
+    try:
+        text = handle.deployed.remote().result(timeout_s=timeout_s)
+    except TimeoutError:
+        return None
+    found = pickle.loads(base64.b64decode(text)) if text else None
+    return found if isinstance(found, Deployed) else None
+
+
+def deploy_again(name: str, old: Deployed | None) -> None:
+    """Have an application run as it did before. Raises CannotStart where that cannot be."""
+    if old is None:
+        raise CannotStart("how it was deployed before is not known")
+    [planned] = [each for each in plan(old.config) if each.name == name]
+    if _version(planned, old.config) == old.state.version:
+        again = deploy(old.config, old.state, only=[name])[name]
+        if isinstance(again, Exception):
+            raise CannotStart("its old version cannot be deployed again")
+        return
+    # A replica that is to start again fails for as long as the files are as they are: Ray goes on
+    # trying while others run.
+    deploy(old.config, old.state, only=[name], wait=False)
+    rest = "its old replicas go on, but" if running(name) else "none of its replicas runs:"
+    raise CannotStart(
+        f"{rest} its files have changed since it was deployed, and a replica that starts reads "
+        "them as they are now: put them back, or mend them, and redeploy"
+    )
 
 
 def _version(planned: Planned, config: ServerConfig) -> str:

@@ -20,9 +20,14 @@ class Ending:
             self._now.set()
         self.asked.set()
 
+    @property
+    def hurried(self) -> bool:
+        """Whether it is to end without a drain, or without the rest of it."""
+        return self._now.is_set()
+
     async def drain(self, seconds: float) -> None:
         """Go on for a while with a readiness that is false, so that others stop sending first."""
-        if seconds and self.asked.is_set() and not self._now.is_set():
+        if seconds and self.asked.is_set() and not self.hurried:
             logger.info("Draining for %g seconds", seconds)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._now.wait(), seconds)

@@ -60,8 +60,7 @@ class GrpcServer:
         )
         servicer = InferenceServicer(dataplane, repository)
         grpc_v2.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        address = f"{host}:{endpoint.grpc_port}"
+        address = f"{endpoint.host_of_address}:{endpoint.grpc_port}"
         if endpoint.certificate:
             pair = tuple(Path(file).read_bytes() for file in endpoint.certificate)
             self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
@@ -124,6 +123,7 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
             body.grew(size)
             try:
                 if self._receiving.full:
+                    context.set_trailing_metadata(_pushback(controller.retry_after_s()))
                     await context.abort(grpc.StatusCode.UNAVAILABLE, TOO_MUCH)
                 response = await infer(request, context)
             except grpc.aio.AbortError:

@@ -55,6 +55,7 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
     metrics = folder / "metrics"
     metrics.mkdir()
     of_ports = zip(PORTS, map(str, ports), strict=True)
+    longest_s = str(int(limits.request_timeout_s) + 30)
     return (
         dict(of_ports)
         | REPLICA_PORTS
@@ -69,7 +70,10 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # KServe's and ours are at /metrics
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cores())),
-            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(limits.request_timeout_s) + 30),
+            # Neither a connection without a byte nor the end of a HAProxy, which each change of the
+            # replicas brings, cuts off a request that still has time.
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": longest_s,
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": longest_s,
             # A replica that dies closes its connections without a response.
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),

@@ -13,8 +13,10 @@ from kserve.protocol.rest.ssl_cert_refresher import SSLCertRefresher
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from model.serving.config import EndpointConfig
+from model.serving.http import BODY_TIMEOUT_S
 
 HEADERS_TIMEOUT_S = 20  # from a connection, or a request's first byte, to the end of its headers
+MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 5  # from there to its end, whether its body is read or refused
 LAST_REQUEST_S = 0.5  # for a request that is on its way, on a connection without one
 
 
@@ -43,25 +45,30 @@ def uvicorn_config(app, endpoint: EndpointConfig, grace_s: float, **more) -> uvi
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. One that sends no headers is cut; uvicorn waits without end."""
+    """One connection. One whose request does not arrive in time is cut; uvicorn would wait on."""
 
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._wait_for_headers()
+        self._wait(HEADERS_TIMEOUT_S)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._headers_are_here()
+        self._wait(None)
         super().connection_lost(error)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._wait_for_headers()
+        self._wait(HEADERS_TIMEOUT_S)
 
     def on_headers_complete(self) -> None:
-        self._headers_are_here()
         super().on_headers_complete()
+        # One behind another is not read before that is answered.
+        self._wait(None if self.pipeline else MESSAGE_TIMEOUT_S)
+
+    def on_message_complete(self) -> None:
+        self._wait(None)
+        super().on_message_complete()
 
     def shutdown(self) -> None:
         """Close the connection after its request, and after a while if there is none.
@@ -73,14 +80,13 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def _wait_for_headers(self) -> None:
-        self._headers_are_here()
-        self._late = self.loop.call_later(HEADERS_TIMEOUT_S, self.transport.abort)
-
-    def _headers_are_here(self) -> None:
+    def _wait(self, seconds: float | None) -> None:
+        """For what comes next, at most for so long; None: there is nothing to wait for."""
         if self._late is not None:
             self._late.cancel()
-            self._late = None
+        self._late = None
+        if seconds is not None:
+            self._late = self.loop.call_later(seconds, self.transport.abort)
 
 
 class HttpServer(uvicorn.Server):

@@ -1,6 +1,8 @@
 """The process that starts `--topology ingress`: it deploys, waits for a signal, and ends it."""
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -10,11 +12,12 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from ray import serve
 
 from model.serving.config import APPLICATION, CannotStart, EndpointConfig, ServerConfig
-from model.serving.deployment import deploy, deployed, running
+from model.serving.deployment import deploy, deployed, is_starting, running
 from model.serving.ending import Ending, signals
 from model.serving.haproxy import servers, stop_listening
 from model.serving.server import announce
 
+TOLD_WITHIN_S = 5  # that the server drains, all replicas are
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -42,15 +45,23 @@ async def _until_told(config: ServerConfig, folder: Path) -> None:
         announcement = asyncio.create_task(_announce(config, folder))
         await ending.asked.wait()
         announcement.cancel()
-        if config.endpoint.drain_s:
-            await asyncio.to_thread(_drain, config)
+        if config.endpoint.drain_s and not ending.hurried:
+            await asyncio.to_thread(_be_not_ready)
             await ending.drain(config.endpoint.drain_s)
 
 
-def _drain(config: ServerConfig) -> None:
+def _be_not_ready() -> None:
     """Have the replicas say that they are not ready; they stay as they were deployed last."""
-    running = deployed(serve.get_app_handle(APPLICATION))
-    deploy(running or config, draining=True)
+    try:
+        last = deployed(serve.get_app_handle(APPLICATION), TOLD_WITHIN_S)
+        if last is None:  # none of them runs
+            return
+        deploy(last.config, replace(last.state, draining=True), wait=False)
+        until = time.monotonic() + TOLD_WITHIN_S
+        while is_starting(APPLICATION) and time.monotonic() < until:
+            time.sleep(0.05)
+    except Exception as error:  # whatever Ray has: the server ends all the same
+        logger.warning("the replicas stay ready while the server drains: %s", error)
 
 
 async def _announce(config: ServerConfig, folder: Path) -> None:
@@ -89,7 +100,8 @@ async def _answers_http(endpoint: EndpointConfig) -> bool:
 async def _answers_grpc(endpoint: EndpointConfig) -> bool:
     if endpoint.grpc_port is None:
         return True
-    async with grpc.aio.insecure_channel(f"{endpoint.host}:{endpoint.grpc_port}") as channel:
+    address = f"{endpoint.host_of_address}:{endpoint.grpc_port}"
+    async with grpc.aio.insecure_channel(address) as channel:
         try:
             await GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest(), timeout=5)
         except grpc.RpcError:

@@ -18,7 +18,7 @@ _functions: list[tuple[Gauge, Callable[[], float]]] = []
 REQUESTS = Counter(
     "inference_requests",
     "Requests for predictions, each counted once, by what became of it",
-    ["model", "outcome"],  # answered, invalid (4xx), rejected (503), failed, abandoned
+    ["model", "outcome"],  # answered, invalid (4xx), rejected (503, 429), failed, abandoned
 )
 RETRIES = Counter(
     "inference_retries", "Requests sent to another replica, by the reason", ["model", "reason"]

@@ -132,7 +132,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_delay,
         default=EndpointConfig.drain_s,
         help="how long the server goes on answering after SIGTERM, while it says that it is not "
-        "ready, so that clients can turn elsewhere; Ctrl-C or a second signal ends it at once",
+        "ready, so that clients turn elsewhere; Ctrl-C or a second signal skips the rest of that",
     )
     ours.add_argument(
         "--repository_api",

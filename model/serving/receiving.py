@@ -64,7 +64,9 @@ class _Body:
         self._receiving._arriving.pop(self, None)
 
     def give_way(self) -> None:
-        """End its request: where it waits for more, its task is cancelled."""
+        """End its request: where it waits for more, its task is cancelled. It counts no longer."""
         self.gave_way = True
+        self._receiving.total -= self.size
+        self.size = 0
         if self._task is not asyncio.current_task():
             self._task.cancel()

@@ -11,10 +11,12 @@ def main() -> None:
     another number of replicas is started or drained; replicas that are to be made otherwise are
     replaced in turn, each new one before the next old one goes; `--reload` has each load its model
     again. The server in front goes on. Its own options are as it was started: `--batching`, the
-    limits, the ports.
+    limits, the ports. (With `--topology ingress` the ports, `--drain_s` and HAProxy's time limits
+    are; everything else belongs to the replicas. Models that are not named stay as they are.)
 
     A model whose new version cannot be loaded (a model may check itself in `load`, and raise) is
-    deployed as it was before: the old replicas go on, and this command ends with status 1.
+    deployed as it was before: the old replicas go on, and this command ends with status 1. What it
+    cannot bring back is a file that was changed: a replica reads the model's files as it starts.
     """
     from model.serving.cli import redeploy_config  # here, so that a signal is obeyed from now on
 
@@ -26,7 +28,7 @@ def main() -> None:
     from ray import serve
 
     from model.serving.config import CannotStart
-    from model.serving.deployment import deploy, deployed
+    from model.serving.deployment import State, deploy, deploy_again, deployed
     from model.serving.ray_cluster import Cluster
 
     with cleaning_up(), Cluster(config.cluster):
@@ -40,23 +42,34 @@ def main() -> None:
             handles[name] = serve.get_app_handle(name)
         before = {name: deployed(handle) for name, handle in handles.items()}
         if not named:
-            loaded = {m.name: m for old in before.values() if old for m in old.models}
+            loaded = {m.name: m for old in before.values() if old for m in old.config.models}
             for model in config.models:
                 if model.name not in loaded:
                     raise CannotStart(f"no server has a model {model.name!r}: name its class")
             models = [replace(loaded[m.name], arguments=m.arguments) for m in config.models]
             config = replace(config, models=tuple(models))
-        results = deploy(config, time.time() if reload else 0)
+        if config.topology == "ingress":  # all models of the server are in one application
+            new = {model.name: model for model in config.models}
+            there = [model for old in before.values() if old for model in old.config.models]
+            if not there:
+                print(
+                    "no replica says which models there are: those named here are all", flush=True
+                )
+            kept = [new.pop(model.name, model) for model in there]  # in the order that they have
+            config = replace(config, models=(*kept, *new.values()))
+        now = time.time()
+        results = deploy(config, State(reload_at=now if reload else 0, deployed_at=now))
         failed = {name: why for name, why in results.items() if isinstance(why, Exception)}
+        outcomes = []
         for name, why in failed.items():
-            print(f"{name}: {why}; its old version is deployed again", flush=True)
-            if before[name] is None or isinstance(
-                deploy(before[name], only=[name])[name], Exception
-            ):
-                raise CannotStart(f"{name}: {why}; and its old version cannot be deployed again")
-        if failed:
-            each = "; ".join(f"{name}: {why}" for name, why in failed.items())
-            raise CannotStart(f"{each}. It goes on as it was before")
+            print(f"{name}: {why}; deploying its old version again", flush=True)
+            try:
+                deploy_again(name, before[name])
+                outcomes.append(f"{name}: {why}. It goes on as it was before")
+            except CannotStart as error:
+                outcomes.append(f"{name}: {why}; and {error}")
+        if outcomes:
+            raise CannotStart("; ".join(outcomes))
         for name, handle in results.items() if reload else ():
             told = handle.broadcast("reload_failure").results(timeout_s=60, return_exceptions=True)
             for failure in told:

@@ -151,6 +151,7 @@ class ReplicaPool:
         deadline = deadline or now() + self._limits.request_timeout_s
         # gRPC refuses large responses too, and then the call has been made: it is made again.
         handle = self._handle if self.description.idempotent else self._by_reference
+        any_crashed = False
         while True:
             try:
                 async with self._budget.call(attempts > 0, deadline):
@@ -170,10 +171,11 @@ class ReplicaPool:
                 RETRIES.labels(self._name, reason).inc(len(requests))
                 logger.warning("retried (%s): %s", reason, ", ".join(r.id for r in requests))
                 crashed = not isinstance(error, TimeoutError)
+                any_crashed = any_crashed or crashed
             self._look_now.set()
             if crashed and attempts == ATTEMPTS - 1:
                 await asyncio.sleep(LAST_PAUSE_S)
-            if crashed and attempts == ATTEMPTS - 1 and len(requests) > 1:
+            if any_crashed and attempts == ATTEMPTS - 1 and len(requests) > 1:
                 return [await self._alone(method, r, attempts, deadline, more) for r in requests]
             await asyncio.sleep(RETRY_PAUSE_S)
             worker_index = more.get("worker_index", 0) + 1  # not the one that is stuck
@@ -259,7 +261,7 @@ class ReplicaPool:
             return ModelNotReady(self._name, "Its replicas are busy and the queue is full.")
         if isinstance(error, RayActorError) and attempts >= ATTEMPTS and requests == 1:
             # Not a 503, after which it would be retried, and crash the next ones.
-            return InferenceError(f"Given up: {attempts} replicas crashed while they worked on it.")
+            return InferenceError(f"Given up after {attempts} attempts, in which replicas crashed.")
         if isinstance(error, RayError | RayServeException | grpc.RpcError):
             return ModelNotReady(self._name, "The replica at work on the request was lost.")
         return error

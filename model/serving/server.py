@@ -156,7 +156,7 @@ def announce(config: ServerConfig) -> None:
     """Print that the server is ready, what it serves, and where."""
     endpoint = config.endpoint
     scheme = "https" if endpoint.certificate else "http"
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    host = endpoint.host_of_address
     line = f"{config.describe()}; REST {scheme}://{host}:{endpoint.http_port}"
     if endpoint.grpc_port is not None:
         line += f", gRPC {host}:{endpoint.grpc_port}"

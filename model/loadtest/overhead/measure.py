@@ -13,7 +13,7 @@ PAYS, PEERS = "model.loadtest.pays", "model.loadtest.peers"
 TIMED = "--model timed --workers 2"
 BY_GRPC = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
 PLAIN, IN_FRONT, INGRESS = "plain KServe", "KServe in front (ours)", "KServe in each replica (ours)"
-STOCK = "RayModel as published"
+STOCK = "stock RayModel"
 WAYS = {  # each with two processes that hold the model, but plain KServe and ours in process
     PLAIN: Configuration(f"{PAYS}.plain_server"),
     STOCK: Configuration(f"{PAYS}.ray_server"),
