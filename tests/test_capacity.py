@@ -13,7 +13,7 @@ import pytest
 
 from model.capacity import planning
 from model.capacity.extrapolation import extrapolate
-from model.capacity.fitting import fit, fit_service_times
+from model.capacity.fitting import fit, fit_service_times, turnaround
 from model.capacity.growth import measure
 from model.capacity.planning import (
     Machine,
@@ -266,6 +266,32 @@ def test_service_times_are_read_from_loads():
     found = fit_service_times(runs, in_each=True)
     assert found.measured == pytest.approx({1: 0.023 + 0.003, 4: 0.068 + 0.009})
     assert (found.frontend_s, found.response_s, found.call_s) == (0, 0, 0)
+
+
+def test_what_is_waited_for_is_read_from_the_clock():
+    """It stands in for CPU times where processes share cores; the simulation has the same wait."""
+
+    def run(size: int, clients: int) -> SimpleNamespace:
+        headers, at = [], 0.0
+        for _ in range(12):
+            times = {"x-started": f"{at:.6f}", "x-finished": f"{at + 0.1:.6f}", "x-worker": "w"}
+            headers += size * [times | {"sent": at - 0.004, "done": at + 0.104}]
+            at += 0.1 + 0.006 + 0.002 * size
+        cpu = {"frontend": 12 * (0.002 + 0.001 * size) / 20}
+        return SimpleNamespace(headers=headers, cpu=cpu, seconds=20, in_flight=clients)
+
+    runs = [run(1, 1), run(2, 2), run(4, 4), run(4, 9)]  # in the last, five requests wait
+    assert turnaround(runs) == pytest.approx((0.006, 0.002))
+    several = [(8, run(1, 1))]
+    found = fit_service_times(runs, several, by_clock=True)
+    assert found.measured == pytest.approx(dict.fromkeys((1, 2, 4, 8), 0.1))
+    parts = found.frontend_s, found.response_s, found.call_s, found.hop_s
+    assert parts == pytest.approx((0.001, 0.001, 0.004, 0.002))
+    closed = simulate(found, Scenario(1, 4, clients=4), seconds=60, warmup_s=5)
+    assert closed.throughput == pytest.approx(4 / (0.1 + 0.006 + 4 * 0.002), rel=0.02)
+    each = fit_service_times(runs, in_each=True, by_clock=True)
+    assert each.measured == pytest.approx({1: 0.102, 2: 0.104, 4: 0.108})
+    assert each.hop_s == pytest.approx(0.006)
 
 
 def test_a_call_takes_the_frontends_time_and_the_hop_the_replicas():

@@ -110,7 +110,12 @@ class Frontend:
             self._send([self.waiting.popleft() for _ in range(min(share, waiting))])
 
     def _waited(self, timer: simpy.Event) -> None:
-        if timer.value == self.turn:
+        if timer.value != self.turn:
+            return
+        busy_s = self.cpu_free_at - self.env.now
+        if busy_s > 0:  # an event loop takes what has arrived before it looks at its timers
+            self.env.timeout(busy_s, self.turn).callbacks.append(self._waited)
+        else:
             self._dispatch(may_wait=False)
 
     def _send(self, batch: list[simpy.Event]) -> None:

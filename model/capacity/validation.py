@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.capacity.extrapolation import extrapolate
@@ -26,6 +27,7 @@ from model.loadtest.workload import Workload
 
 COMPARED = ("throughput", "p50_ms", "p95_ms")
 CLIENTS, SHARES = (4, 16, 32), (0.3, 0.5, 0.7)  # of loads; the share is of the most it can do
+FIT_CLIENTS, FIT_SIZES = (2, 6, 12, 24, 40), (2, 4, 8)  # of the loads that are fitted
 MORE_CLIENTS, MORE_SHARES = (4, 8, 16, 32), (0.3, 0.4, 0.5, 0.7)
 WITHIN = {"throughput": 0.1, "p95_ms": 0.2}  # a prediction is good that is off by no more
 FIGURE = Path(__file__).parents[2] / "imgs" / "capacity.png"
@@ -42,13 +44,16 @@ def validate(
 ) -> tuple[ServiceTimes, list[dict]]:
     """Fit service times to loads of a server, and predict others: (times, rows as `compare`).
 
-    server: of model.serving, with so many replicas and no other load. seconds: of each load
-    that is predicted. Those for the fit take half as long, but 0.6 s at least; they are run
-    before and after the others, as machines drift. in_each: KServe is in the replicas. clients,
-    shares: the loads that are predicted; a share of the most requests a second that those for the
-    fit came to.
+    The times are those of a machine on which each process has a core of its own; the predictions
+    are for this one, on which they share them. server: of model.serving, with so many replicas and
+    no other load. seconds: of each load that is predicted. Those for the fit take half as long, but
+    0.6 s at least; they are run before and after the others, as machines drift. in_each: KServe is
+    in the replicas. clients, shares: the loads that are predicted; a share of the most requests a
+    second that those for the fit came to.
     """
     known: list[Run] = []
+    several: list[tuple[int, Run]] = []
+    requests = {n: replace(work, images_per_request=n) for n in FIT_SIZES}
     place = {"frontends": replicas, "least_connections": True} if in_each else {}
 
     def learn() -> None:
@@ -57,8 +62,10 @@ def validate(
             those = (p for p in server.processes() if records.part_of(p) == "replicas")
             watch = {process.pid: "frontend" for process in those}
         how = {"warmup_s": 0.5, "keep_headers": True, "watch": watch}
-        for n in (2, 6, 12, 24, 40):
-            known.append(closed_loop(server.predict, work, n, max(seconds / 2, 0.6), **how))
+        long_s = max(seconds / 2, 0.6)
+        known.extend(closed_loop(server.predict, work, n, long_s, **how) for n in FIT_CLIENTS)
+        for n, more in requests.items():
+            several.append((n, closed_loop(server.predict, more, replicas, long_s, **how)))
 
     learn()
     most = max(run.throughput for run in known)
@@ -71,8 +78,8 @@ def validate(
         how = {"seconds": seconds, "warmup_s": 0.5} | load
         pairs.append((scenario, records.measure(server, "ours", work, **how)))
     learn()
-    times = fit_service_times(known, in_each=in_each)
-    return times, compare(pairs, times)
+    here = fit_service_times(known, several, in_each=in_each, by_clock=True)
+    return fit_service_times(known, several, in_each=in_each), compare(pairs, here)
 
 
 def compare(
