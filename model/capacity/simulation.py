@@ -3,9 +3,9 @@
 A request passes admission control, is read by its frontend (KServe's process), waits there for a
 place in a batch, is worked on by a replica, and its response passes the frontend again. Each
 frontend has admission control and a batcher of its own; whether it has replicas of its own too or
-shares all of them, the Scenario says. Left out are the network to the clients, and that replicas
-and frontends share the cores of a machine: put in service times that were measured while all
-replicas were busy.
+shares all of them, the Scenario says. Left out is the network to the clients. Where replicas and
+frontends share the cores of a machine, put in service times that were measured by the clock while
+all of them were busy (model/capacity/fitting.py).
 """
 
 import math
