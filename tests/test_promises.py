@@ -49,6 +49,12 @@ def work() -> Workload:
     return Workload.drawn(16)
 
 
+@pytest.fixture(scope="module")
+def eight(work: Workload) -> Workload:
+    """Requests that take long: eight images each."""
+    return Workload(work.images, work.labels, images_per_request=8)
+
+
 def assert_kept(outcome: Outcome) -> None:
     """The fault has happened, somebody was answered, and the promise is kept."""
     assert outcome.evidence and outcome.requests["answered"] > 0
@@ -72,18 +78,16 @@ def test_slow_senders(served, work):
 
 @pytest.mark.long
 @pytest.mark.alone
-def test_clients_that_give_up(served, work):
+def test_clients_that_give_up(served, eight):
     """Most of the goodput stays (0.02 where requests are not cancelled, or the oldest go first)."""
-    eight = Workload(work.images, work.labels, images_per_request=8)
     outcome = clients.impatient(served.predict, eight, seconds=8)
     assert outcome.facts["goodput"] > 0.5, outcome
 
 
 @pytest.mark.long
 @pytest.mark.alone
-def test_overload(served, work):
+def test_overload(served, eight):
     """What can be answered is, in time."""
-    eight = Workload(work.images, work.labels, images_per_request=8)
     outcome = clients.overload(served.predict, eight, seconds=8)
     assert outcome.facts["goodput"] > 0.5, outcome
 

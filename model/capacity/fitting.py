@@ -98,9 +98,7 @@ def fit_service_times(
     medians = {n: statistics.median(s) for n, s in sorted(seconds.items()) if len(s) >= least}
     if not medians:
         raise ValueError(f"no size of batches was seen {least} times: measure for longer")
-    spread = statistics.median(
-        statistics.stdev(seconds[n]) / medians[n] for n in medians if len(seconds[n]) > 1
-    )
+    spread = statistics.median(statistics.stdev(seconds[n]) / medians[n] for n in medians)
     call_s, frontend_s = fit(frontends)
     lone = min(runs, key=lambda run: run.in_flight).headers
     ways = (h["done"] - h["sent"] - float(h["x-finished"]) + float(h["x-started"]) for h in lone)

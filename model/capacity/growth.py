@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from model.capacity.fitting import batches
 from model.loadtest.generator import closed_loop
 from model.loadtest.joining import another_frontend, fresh_token
 from model.loadtest.records import PARTS, machine, part_of
@@ -54,14 +55,14 @@ def measure(
         runs = _load(servers, clients, ms, seconds)
     headers = [each for run in runs for each in run.headers]
     shares = Counter(each["x-worker"] for each in headers)
-    batches = {(each["x-worker"], each["x-started"]) for each in headers}
+    made = sum(len(batches(run)) for run in runs)
     possible = 1000 * replicas * batch / ms if ms else math.inf
     answered = sum(run.throughput for run in runs)
     row = {"topology": topology, "frontends": frontends, "replicas": replicas}
     row |= {"largest batch": batch, "clients": clients * frontends}
     row |= {"could answer, a second": f"{possible:.0f}" if ms else "", "answered": round(answered)}
     row["share"] = f"{answered / possible:.2f}" if ms else ""
-    row["requests in a batch"] = f"{len(headers) / max(1, len(batches)):.1f}"
+    row["requests in a batch"] = f"{len(headers) / max(1, made):.1f}"
     fewest = min(shares.values()) if len(shares) == replicas else 0
     row["least, most of a replica"] = f"{fewest}, {max(shares.values(), default=0)}"
     row["p99, ms"] = round(1000 * max(run.quantile(0.99) for run in runs))

@@ -14,7 +14,7 @@ from model.loadtest.server_process import ServerProcess
 
 PUSHBACK_S = 1.0  # what a client waits after an error, as gRPC's own do that have a retry policy
 ANSWERED = "answered"
-REFUSED = "refused"  # UNAVAILABLE before the request was begun: to be sent again, elsewhere
+REFUSED = "refused"  # UNAVAILABLE before the request was begun: to be retried elsewhere
 # What the server says as it stops or is full, or gRPC itself where nobody listens any more.
 SAID = ("the server stops", "the server is busy", "the server holds")
 NOT_BEGUN = re.compile("|".join((*SAID, "connection refused", "failed to connect")), re.I)

@@ -41,8 +41,9 @@ def main() -> None:
                 )
             handles[name] = serve.get_app_handle(name)
         before = {name: deployed(handle) for name, handle in handles.items()}
+        there = [model for old in before.values() if old for model in old.config.models]
         if not named:
-            loaded = {m.name: m for old in before.values() if old for m in old.config.models}
+            loaded = {model.name: model for model in there}
             for model in config.models:
                 if model.name not in loaded:
                     raise CannotStart(f"no server has a model {model.name!r}: name its class")
@@ -50,7 +51,6 @@ def main() -> None:
             config = replace(config, models=tuple(models))
         if config.topology == "ingress":  # all models of the server are in one application
             new = {model.name: model for model in config.models}
-            there = [model for old in before.values() if old for model in old.config.models]
             if not there:
                 print(
                     "no replica says which models there are: those named here are all", flush=True
