@@ -20,6 +20,8 @@ from model.faults.promises import FRAGILE, LEAN, MS, Fragile, work
 from model.loadtest.joining import fresh_token
 from model.loadtest.server_process import ServerProcess
 from tests.conftest import Traces, until
+from tests.served import COUNTS, TEXTS, Served, empty_folder
+from tests.test_foreign_model import over_grpc
 from tests.test_lifecycle import assert_ends, listening
 
 BODY = {"instances": [{"ms": 1}]}
@@ -100,6 +102,29 @@ def test_models_that_an_update_does_not_name_stay(tmp_path):
             assert until(lambda url=url: requests.post(url, json={"instances": [1]}).ok)
         after = metrics(server)
         assert {after[f"inference_admission_limit {name}"] for name in "ab"} == {7 + 16}
+
+
+def test_servers_on_one_machine_have_replicas_of_their_own(tmp_path_factory):
+    """HAProxy knows a replica by its port, and Ray lets gRPC servers of two clusters share one."""
+    options = ["--topology", "ingress", "--num_replicas", "2", *LEAN]
+    folder = empty_folder(tmp_path_factory)
+    with contextlib.ExitStack() as servers:
+        at = {}
+        for name in "ab":
+            model = [f"{name}=foreign_models:WordCount", *options]
+            server = ServerProcess("model.serving", *model, folder=folder, **fresh_token())
+            at[name] = Served(servers.enter_context(server), folder)
+        for one in at.values():
+            assert until(lambda one=one: "ready after" in one.server.log.read_text())
+        of_a, of_b = (
+            {port for replica in replicas(one.server) for port in listening(replica)}
+            for one in at.values()
+        )
+        assert len(of_a) >= 4 and not of_a & of_b
+        for _ in range(20):
+            for name, one in at.items():
+                response = over_grpc(one, name, TEXTS, "BYTES")  # on a connection of its own
+                assert response.outputs[0].as_numpy().tolist() == COUNTS
 
 
 @pytest.fixture(scope="module")

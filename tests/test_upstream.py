@@ -156,6 +156,13 @@ def test_an_ingress_listens_on_loopback():
     assert len(everywhere) == 2, f"HAProxy listens otherwise: {binds}"
 
 
+def test_ray_shares_ports_for_grpc():
+    """It means to open that of a replica for one process, and says so to gRPC in a string."""
+    source = inspect.getsource(grpc_util.start_grpc_server)
+    shared = '("grpc.so_reuseport", str(int(enable_so_reuseport)))' in source
+    assert shared, "Ray may open them for one process now: haproxy.py has half a reason less"
+
+
 def test_haproxy_answers_as_we_rewrite_it():
     """Serve names a file for each answer of HAProxy's own, and that says 500."""
     files = re.findall(r"^ *errorfile (\d+) ", haproxy_templates.HAPROXY_CONFIG_TEMPLATE, re.M)
@@ -171,9 +178,10 @@ def test_haproxy_names_applications():
 
 def test_haproxy_has_the_variables():
     """Ray Serve reads each of those that we set."""
-    names = set(haproxy.PORTS) | set(haproxy.REPLICA_PORTS) | set(ingress_connection.HOOK)
+    names = set(haproxy.PORTS) | set(ingress_connection.HOOK)
+    names |= set(haproxy._ports_of_replicas(range(9)))
     source = inspect.getsource(serve_constants)
-    names |= set(re.findall(r'"(RAY_SERVE_\w+)"', inspect.getsource(haproxy)))
+    names |= set(re.findall(r'"(RAY_SERVE_\w+)":', inspect.getsource(haproxy)))
     names |= {"RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S"}  # which a test slows down
     assert len(names) > 15
     assert [name for name in sorted(names) if f'"{name}"' not in source] == []

@@ -15,7 +15,7 @@ import psutil
 
 from model.serving.config import CannotStart, LimitsConfig
 from model.serving.ingress_connection import HOOK
-from model.serving.machine import cores, held_ports, ray_folder
+from model.serving.machine import cores, held_block, held_ports, ray_folder
 
 BUFFER_BYTES = 512 * 2**10  # HAProxy sends again what it holds: a request that is no larger
 RETRIES = 3
@@ -23,12 +23,7 @@ PORTS = (  # on loopback, but that of the fallback for gRPC, which Ray opens on 
     *("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"),
     *("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"),
 )
-REPLICA_PORTS = {  # where nobody else looks: above those of held_ports, below those of connections
-    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "32000",
-    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "32383",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "32384",
-    "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "32767",
-}
+REPLICA_PORTS = "RAY_SERVE_DIRECT_INGRESS_{}_PORT"  # of each node: MIN_HTTP, MAX_HTTP, …
 ADMIN = "admin"  # the socket at which HAProxy answers questions about itself
 DEREGISTERED_S = 1.0  # a replica that ends goes on for so long, until HAProxy knows of it
 
@@ -38,14 +33,17 @@ def haproxy_variables(limits: LimitsConfig) -> Iterator[Path]:
     """In this block a Ray that is imported and started has its replicas behind HAProxy.
 
     Yields a folder for the files of HAProxy and the counters of the replicas, removed afterwards.
-    Raises CannotStart where Ray has no HAProxy.
+    Raises CannotStart where Ray has no HAProxy, and OSError where too many servers run.
     """
     if sys.platform != "linux":
         raise CannotStart("--topology ingress needs Linux: Ray has HAProxy for nothing else")
     folder = ray_folder()
     try:
-        with held_ports(4) as ports:
-            os.environ |= _variables(folder, limits, ports)
+        # HAProxy knows a replica by its port alone. Two servers whose replicas took theirs from
+        # one range would get each other's requests: of a replica that just died, and over gRPC
+        # always, since Ray means to open those ports for one process and opens them for several.
+        with held_ports(len(PORTS)) as ports, held_block() as block:
+            os.environ |= _variables(folder, limits, ports) | _ports_of_replicas(block)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +56,6 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
     longest_s = str(int(limits.request_timeout_s) + 30)
     return (
         dict(of_ports)
-        | REPLICA_PORTS
         | HOOK
         | {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -88,6 +85,18 @@ def _variables(folder: Path, limits: LimitsConfig, ports: list[int]) -> dict[str
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
         }
     )
+
+
+def _ports_of_replicas(block: range) -> dict[str, str]:
+    """Half of a block for HTTP, half for gRPC."""
+    middle = block[len(block) // 2]
+    ends = {
+        "MIN_HTTP": block[0],
+        "MAX_HTTP": middle - 1,
+        "MIN_GRPC": middle,
+        "MAX_GRPC": block[-1],
+    }
+    return {REPLICA_PORTS.format(end): str(port) for end, port in ends.items()}
 
 
 def _wrapped(folder: Path) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 28_000)
+BLOCKS = range(28_000, 32_608, 256)  # where each begins; what follows are ports of connections
 _kept: list[socket.socket] = []  # until this process ends
 # Before a command: Linux sends the process SIGTERM when the thread that started it ends. (A
 # preexec_fn would fork this process, with the locks of its other threads as they happen to be.)
@@ -61,6 +62,24 @@ def held_ports(count: int) -> Iterator[list[int]]:
         if sys.platform != "linux":
             stack.close()
         yield ports
+
+
+@contextlib.contextmanager
+def held_block() -> Iterator[range]:
+    """Ports for the parts of one server, which no other server has in this block of code.
+
+    They may be taken by other programs. A port before them is bound to say whose they are. Raises
+    OSError when each block has a server.
+    """
+    for first in secrets.SystemRandom().sample(BLOCKS, len(BLOCKS)):
+        with socket.socket() as flag:
+            try:
+                flag.bind(("127.0.0.1", first))
+            except OSError:
+                continue
+            yield range(first + 1, first + BLOCKS.step)
+            return
+    raise OSError(f"{len(BLOCKS)} servers have the ports from {BLOCKS.start} to {BLOCKS.stop}")
 
 
 def hold_port(host: str, port: int) -> None:
