@@ -107,13 +107,6 @@ def waited(requests: list[tuple[float, float, float]]) -> float:
     return latencies[-(-95 * len(latencies) // 100) - 1]
 
 
-def dispatch_rule() -> None:
-    """Notebook 5: the file my_rule.py."""
-
-    def my_rule(waiting):
-        return min(waiting.queued, waiting.max_size)
-
-
 def serve_batch() -> None:
     """Notebook 5: the file my_server.py."""
     import os
@@ -147,9 +140,42 @@ def serve_batch() -> None:
         ray_server.main(Replica, Replica.num_replicas)
 
 
-def low_latency(cores: int) -> list[str]:
-    """Notebook 5: one replica gets all cores by default, and as many threads."""
-    return ["--num_replicas", "1", "--batch_wait_ms", "0"]
+def gathering() -> None:
+    """Notebook 5: the file gathering.py."""
+    import asyncio
+
+    from kserve.ray import RayModel
+
+    class GatheringModel(RayModel):
+        def __init__(self, name, handle, replicas):
+            super().__init__(name, handle)
+            self.handle, self.free, self.waiting = handle, replicas, []
+
+        async def __call__(self, body, headers=None, verb=None):
+            response = asyncio.get_running_loop().create_future()
+            self.waiting.append((body, response))
+            self.send_batches()
+            return await response, {}
+
+        def send_batches(self):
+            while self.waiting and self.free:
+                batch, self.waiting = self.waiting[:16], self.waiting[16:]
+                self.free -= 1
+                asyncio.create_task(self.send(batch))
+
+        async def send(self, batch):
+            answers = await self.handle.answer.remote([body for body, _ in batch])
+            for (_, response), answer in zip(batch, answers, strict=True):
+                response.set_result(answer)
+            self.free += 1
+            self.send_batches()
+
+
+def lone_client(cores: int):
+    """Notebook 5: Ray gives a replica as many threads as it reserves cores."""
+    return ray_server.Replica.options(  # noqa: F821
+        num_replicas=1, ray_actor_options={"num_cpus": cores}
+    )
 
 
 def resilient() -> None:

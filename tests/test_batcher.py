@@ -5,13 +5,14 @@ import contextlib
 import os
 import pickle
 import selectors
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
-from kserve import Model
+from kserve import InferInput, InferRequest, Model
 from kserve.errors import (
     InferenceError,
     InvalidInput,
@@ -30,7 +31,7 @@ from model.serving.batcher import FRESH_S, LONG_S, OVERLOAD_S, Batcher
 from model.serving.config import BatchingConfig, ModelConfig
 from model.serving.dispatch import Waiting
 from model.serving.errors import ERRORS
-from model.serving.protocol import Description, Request, Response
+from model.serving.protocol import Description, Request, Response, count_instances
 from model.serving.replica import Replica
 from model.serving.worker_thread import WorkerThread
 from tests.conftest import until
@@ -223,6 +224,28 @@ def test_the_size_counts_instances_not_requests():
         assert work.batches == [["x"], ["aa", "bb"], ["c"], ["dddddd"], ["ee"]]
 
     in_virtual_time(main())
+
+
+@pytest.mark.parametrize("size", [2**63 - 1, 10**400])
+def test_a_size_beyond_all_bounds_fails_nobody(size):
+    """It goes alone, and the others are answered."""
+
+    async def main():
+        work = Work()
+        batcher = Batcher(work, max_size=4, size=lambda item: size if item == "big" else 1)
+        assert await asyncio.gather(*map(batcher, ["a", "b", "big", "c"])) == ["A", "B", "BIG", "C"]
+
+    in_virtual_time(main())
+
+
+@pytest.mark.parametrize("first", [10**6, 2**63 - 1, 10**400])
+def test_a_request_has_no_more_instances_than_bytes(first):
+    """Its shape is what the client says."""
+    body = InferRequest("m", [InferInput("x", [first, 3], "FP32", [1.0])])
+    assert count_instances(body, 120) == 120
+    assert count_instances(body) <= 2**20
+    few = InferRequest("m", [InferInput("x", [2], "FP32", [1.0, 2.0])])
+    assert count_instances(few, 120) == 2
 
 
 def test_an_error_is_for_its_own_request_or_its_batch_and_the_batcher_goes_on():
@@ -549,6 +572,28 @@ def test_handlers_of_both_kinds():
     assert thread.startswith("model tiny")
     assert isinstance(bad, InvalidInput) and str(bad) == "it is bad"
     assert type(fails) is InferenceError and str(fails) == "OSError: disk"
+
+
+class Exits(Model):
+    """Calls sys.exit, in a function or a coroutine, as the request says."""
+
+    async def preprocess(self, payload, headers=None):
+        """On the event loop."""
+        if payload == "at once":
+            sys.exit()
+        return payload
+
+    def predict(self, payload, headers=None):
+        """In the thread."""
+        if payload == "exit":
+            sys.exit(3)
+        return payload
+
+
+def test_a_model_that_calls_exit_fails_its_own_request():
+    """The server goes on."""
+    at_once, left, good = predict(loaded(Exits), "at once", "exit", "x")
+    assert "sys.exit()" in str(at_once) and "sys.exit(3)" in str(left) and good == "x"
 
 
 class Careless(Model):

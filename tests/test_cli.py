@@ -1,5 +1,6 @@
 """The command lines: defaults, models and their arguments, help, one sentence for what is wrong."""
 
+import asyncio
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ from model.alexnet.model import AlexNetModel
 from model.serving import cli
 from model.serving.config import CannotStart, ModelConfig, ServerConfig
 from model.serving.deployment import application
+from model.serving.http_server import uvicorn_config
 from model.serving.machine import cores, free_port
 from model.serving.model_class import make_model
+from model.serving.server import _loop_factory
 from tests.conftest import run
 
 CLUSTER = "10.0.0.1:6379"
@@ -166,6 +169,10 @@ WRONG_FOR_ALL = {  # what is typed: what the sentence must name
     "--max_batch_size 0": "--max_batch_size",
     "--batch_wait_ms -1": "--batch_wait_ms",
     "--workers 2": "--num_replicas",
+    "--workers 0": "--workers",
+    "--workers -1": "--workers",
+    "--max_threads 0": "--max_threads",
+    "--max_asyncio_workers 2": "--max_asyncio_workers has no effect",
     "--num_replicas 0": "--num_replicas",
     "--num_replicas two": "--num_replicas",
     "--num_replicas auto --min_replicas 3 --max_replicas 2": "--max_replicas",
@@ -195,6 +202,8 @@ WRONG_FOR_LISTENERS = {
 WRONG_FOR_A_SERVER = {
     "--num_replicas 2 --cpus_per_replica 1000": "--num_replicas",
     "--in_process --num_replicas 2": "--num_replicas",
+    "--in_process --workers 0": "--workers",
+    "--in_process --workers -1": "--workers",
     "--in_process --watchdog_timeout_s 2": "--watchdog_timeout_s",
     f"--in_process --address {CLUSTER}": "--address",
     "--in_process --batching replica": "--batching",
@@ -241,6 +250,15 @@ def refusal(module: str, *argv: str) -> str:
 def test_a_wrong_option_gets_one_sentence(module, typed, names):
     """It names the option that is wrong, or the one that helps."""
     assert names in refusal(module, *typed.split())
+
+
+def test_an_access_log_needs_a_package(monkeypatch):
+    """The sentence says which, before anything starts; with it, KServe's option counts."""
+    typed = ["--access_log_format", "%(message)s"]
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert "pip install 'kserve[logging]'" in refusal("model.serving", *typed)
+    monkeypatch.setattr(cli, "find_spec", lambda name: name)
+    assert config(*typed).application.access_log_format == "%(message)s"
 
 
 def test_a_redeployment_needs_the_address():
@@ -298,7 +316,9 @@ def test_help_lists_the_options(module):
     listed = {word for word in shown.replace("]", " ").split() if word.startswith("--")}
     assert listed >= LISTED | OWN.get(module, set())
     assert not listed & set().union(*OWN.values()) - OWN.get(module, set())
+    assert "--max_asyncio_workers" not in listed
     text = " ".join(shown.split())
+    assert "uvloop if available" not in text and "cannot load it again" in text
     assert "(default: None)" not in text
     assert not re.search(r"\(default: [^)]*\) \(default:", text), "a default is told twice"
 
@@ -364,3 +384,19 @@ def test_a_free_port_stays_free():
     assert len(ports) > 40 and max(ports) < first
     with socket.socket() as server:
         server.bind(("127.0.0.1", ports.pop()))
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind"),
+    [("", asyncio.SelectorEventLoop), ("asyncio", asyncio.SelectorEventLoop), ("uvloop", None)],
+)
+def test_the_event_loop_is_the_same_with_workers(typed, kind):
+    """Python's own unless uvloop is asked for, in the only process and in each of several."""
+    options = ["--event-loop", typed] if typed else []
+    endpoint = config("--in_process", "--workers", "2", *options).endpoint
+    kind = kind or pytest.importorskip("uvloop").Loop
+    workers = uvicorn_config("x:y", endpoint, 1, workers=2).get_loop_factory()
+    for make in (workers, _loop_factory(endpoint.event_loop) or asyncio.new_event_loop):
+        loop = make()
+        loop.close()
+        assert isinstance(loop, kind)

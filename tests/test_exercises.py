@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
+from model.basics import ray_server
 from model.course import checks, checks_faults
 from model.course.checks_own import check_choose
 from model.course.solution import file_of
@@ -23,7 +24,7 @@ CHECK = r"^(?:await |\w+ = )?check_(\w+)\("  # the line of a cell that calls one
 # Exercises that are a function, with a wrong solution each.
 WRONG = {
     "waited": "def waited(requests):\n    return sorted(a - sent for _, sent, a in requests)[18]",
-    "low_latency": "def low_latency(cores):\n    return ['--num_replicas', '1']",
+    "lone_client": "def lone_client(cores):\n    return ray_server.Replica.options(num_replicas=1)",
     "choose": "def choose(ms, saved, clients):\n"
     "    if clients == 1:\n        return 'plain KServe'\n"
     "    return 'model.serving, KServe in each of two replicas'",
@@ -34,7 +35,8 @@ WRONG = {
 LIVE = {
     "scale_hello": [("num_replicas=replicas", "num_replicas=2")],
     "pipeline": [
-        ("self.double.remote(await self.double.remote(number))", "self.double.remote(number)")
+        ("self.double.remote(await self.double.remote(number))", "self.double.remote(number)"),
+        ("self.double.remote(await self.double.remote(number))", "self.double.remote(2 * number)"),
     ],
     "sentiment": [("sum(", "len("), ("raise InvalidInput", "raise ValueError")],
     "client": [
@@ -44,9 +46,14 @@ LIVE = {
     "ongoing": [("max_ongoing_requests=16", "max_ongoing_requests=8")],
     "resilient": [
         ("return await asyncio.wait_for(self.handle.healthy.remote(), 5)", "return self.ready"),
+        ("asyncio.wait_for(self.handle.healthy.remote(), 5)", "self.handle.healthy.remote()"),
     ],  # as it stands it does not retry
     "serve_batch": [],  # as it stands it gathers none; other mistakes have tests of their own
-    "dispatch_rule": [("min(waiting.queued, waiting.max_size)", "0")],
+    "gathering": [
+        ("while self.waiting and self.free:", "while self.waiting:"),
+        ("self.waiting[:16], self.waiting[16:]", "[self.waiting[0]], self.waiting[1:]"),
+        ("self.waiting[:16], self.waiting[16:]", "self.waiting, []"),
+    ],
     "tickets": [
         ("raise InvalidInput", "raise ValueError"),
         ("isinstance(texts, list) and texts", "texts"),
@@ -97,10 +104,9 @@ LEFT_OUT = {
     "05_tuning": [
         ("torch.set_num_threads(", "best = "),
         ("stock = ", "folder.mkdir("),
-        ('times = measure("one call a batch")', "%%writefile {folder}/my_rule.py"),
-        ("if pays:", "plain.stop()"),
+        ('times = measure("one call a batch")', "plain.stop()"),
     ],
-    "06_keep_serving": [("killed, probes = ", "folder = "), ("auto = ", None)],
+    "06_keep_serving": [("killed = ", "folder = "), ("auto = ", None)],
     "07_beyond_one_machine": [("times, rows = ", "server.stop()")],
     "08_your_own_model": [("ways, models = ", "shutil.rmtree(")],
 }
@@ -112,7 +118,7 @@ FILES = {
     "sentiment": "%%writefile {folder}/sentiment.py",
     "three_steps": "%%writefile {folder}/my_server.py",
     "serve_batch": "%%writefile {folder}/my_server.py",
-    "dispatch_rule": "%%writefile {folder}/my_rule.py",
+    "gathering": "%%writefile {folder}/gathering.py",
     "tickets": "%%writefile {folder}/tickets.py",
     "batched_tickets": "%%writefile {folder}/batched_tickets.py",
     "ongoing": "%%writefile {folder}/my_server.py",
@@ -146,7 +152,7 @@ def test_every_exercise_has_its_solution():
 
 def defined(source: str, name: str):
     """The function of that name in a source."""
-    namespace = {}
+    namespace = {"ray_server": ray_server}
     exec(source, namespace)
     return namespace[name]
 
@@ -191,30 +197,39 @@ def test_a_batch_that_is_taken_apart_or_not_answered(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("not yet: my_server.py, line 1: ")
 
 
-@pytest.mark.parametrize("late_s, ready", [(0, True), (0.5, False)])
-def test_a_readiness_that_is_answered_late_is_none(late_s, ready, monkeypatch):
+@pytest.mark.parametrize("status, late_s, said", [(503, 0, "503"), (200, 0.5, "nothing for 0.2 s")])
+def test_a_readiness_that_is_answered_late_is_none(status, late_s, said, monkeypatch):
     """The server may have waited for a replica that came meanwhile."""
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self):
             time.sleep(late_s)
             with contextlib.suppress(OSError):
-                self.send_response(200)
+                self.send_response(status)
                 self.end_headers()
 
         def log_message(self, *_):
             """Nothing."""
 
-    monkeypatch.setattr(checks_faults, "WITHIN_S", 1)
     monkeypatch.setattr(checks_faults, "PROBE_S", 0.2)
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         asked = SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", name="any")
-        found = checks_faults._seconds_until_not_ready(asked)
+        found = checks_faults._readiness(asked)
         server.shutdown()
         thread.join()
-    assert (found is None) == ready
+    assert found == said
+
+
+def test_a_readiness_that_is_true(monkeypatch):
+    """503 each time while there is no replica, and 200 later; nothing else is."""
+    monkeypatch.setattr(checks_faults, "BACK_S", 0.1)
+    wrong = checks_faults._what_is_wrong
+    assert wrong(["503", "503"], lambda: "200") == ""
+    for silent in (["503", "200"], ["500", "503"], ["503", "nothing for 8 s"]):
+        assert [said for said in silent if said != "503"][0] in wrong(silent, lambda: "200")
+    assert "says 503" in wrong(["503", "503"], lambda: "503")
 
 
 def attempts(name: str) -> list[str]:

@@ -171,7 +171,8 @@ def test_loading_again_fails(pair, token):
         done = redeploy(pair, token, "--num_replicas", "2", "--reload")
     broken.unlink()
     assert done.returncode == 1
-    sentence = "custom-model goes on as it was: OSError: the words are lost"
+    sentence = "custom-model could not be loaded again, and it goes on as it was: "
+    sentence += "OSError: the words are lost"
     assert done.stderr.splitlines()[-1] == sentence
     assert_all_answered(seen)
     assert {process.pid for process in replicas(pair.server)} == before

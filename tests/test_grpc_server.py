@@ -17,6 +17,7 @@ from model.serving.dataplane import ClosedRepository, StrictDataPlane
 from model.serving.grpc_server import GrpcServer
 from model.serving.machine import free_port
 from model.serving.receiving import Receiving
+from tests.certificates import write_certificate
 
 HEADERS_FRAME = 1
 MESSAGE = 16_000  # bytes; one frame, and within what may be sent unasked
@@ -52,11 +53,15 @@ def half_a_message() -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def running(call_s: float, admission: Admission | None = None) -> AsyncIterator:
+async def running(
+    call_s: float,
+    admission: Admission | None = None,
+    certificate: tuple[str, str] | None = None,
+) -> AsyncIterator:
     """A server without models, which admits one request, and its port."""
     registry, admission = ModelRepository(), admission or Admission(["x"], 1)
     dataplane, repository = StrictDataPlane(registry, admission), ClosedRepository(registry)
-    endpoint = EndpointConfig(grpc_port=free_port())
+    endpoint = EndpointConfig(grpc_port=free_port(), certificate=certificate)
     rpc = GrpcServer(endpoint, call_s, dataplane, repository, admission, Receiving(2**20))
     await rpc.start()
     try:
@@ -152,6 +157,40 @@ def test_a_rejection_says_when_to_come_back():
         return dict(rejected.trailing_metadata())
 
     assert int(asyncio.run(main())["grpc-retry-pushback-ms"]) >= 1000
+
+
+def test_a_certificate_that_is_renewed(tmp_path):
+    """It counts for new connections, once its key is there too, and those that are there go on."""
+    files = write_certificate(tmp_path)
+
+    async def trusts(port: int, certificate: bytes) -> bool:
+        credentials = grpc.ssl_channel_credentials(certificate)
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+            try:
+                return await live(channel)
+            except grpc.RpcError:
+                return False
+
+    async def main() -> None:
+        first = files[0].read_bytes()
+        of_both = str(files[1]), str(files[0])
+        async with running(call_s=5, certificate=of_both) as (_, port):
+            credentials = grpc.ssl_channel_credentials(first)
+            async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as early:
+                assert await live(early) and await trusts(port, first)
+                (tmp_path / "new").mkdir()
+                new = write_certificate(tmp_path / "new")
+                second = new[0].read_bytes()
+                assert not await trusts(port, second)
+                new[0].rename(files[0])  # the key is still the old one
+                assert await trusts(port, first)
+                files[1].unlink()
+                assert await trusts(port, first)
+                new[1].rename(files[1])
+                assert await trusts(port, second) and not await trusts(port, first)
+                assert await live(early)
+
+    asyncio.run(main())
 
 
 def test_the_frames_are_right():

@@ -231,9 +231,34 @@ def test_the_number_of_replicas_follows_the_load():
             assert (found.failed, found.rejected) == (0, 0), found.run.errors
 
 
+def test_other_machines_reach_haproxy_alone():
+    """With --host; what is behind it stays on loopback."""
+    with Fragile("ingress")(1, "--enable_grpc", "false", "--host", "0.0.0.0") as server:
+        assert until(lambda: "ready after" in server.log.read_text())
+        at = [listening(process) for process in server.processes()]
+        port = int(server.url.rpartition(":")[2])
+        everywhere = {p for found in at for p, ip in found.items() if ip != "127.0.0.1"}
+        assert everywhere == {port}, at
+        assert requests.post(server.predict, json=BODY, timeout=30).ok
+
+
+def test_haproxy_ends_with_what_manages_it(one):
+    """The next one finds its port free, and knows the replicas."""
+    inject.kill_helper(one, "ray::HAProxyManager")
+
+    def recovered() -> bool:
+        with contextlib.suppress(requests.RequestException):
+            answered = requests.post(one.predict, json=BODY, timeout=5).ok
+            processes = [p for p in one.processes() if p.name() == "haproxy"]
+            return answered and len(processes) == 1
+        return False
+
+    assert until(lambda: not recovered(), 10) and until(recovered, 60)
+
+
 def test_it_ends_as_it_should(traces: Traces):
     """On loopback while it runs; then what is in flight is answered, and nothing stays. No HAProxy
-    that ends cuts off what still has time."""
+    that ends cuts off what still has time, nor waits for connections without a request."""
     env = traces.env | fresh_token()
     server = Fragile("ingress")(2, "--enable_grpc", "false", "--request_timeout_s", "200", **env)
     assert until(lambda: "ready after" in server.log.read_text())
@@ -243,13 +268,14 @@ def test_it_ends_as_it_should(traces: Traces):
     config = Path(command[command.index("-f") + 1]).read_text()
     assert int(re.search(r"hard-stop-after (\d+)s", config).group(1)) > 200
     assert len(replicas(server)) == 2
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread, requests.Session() as idle:
+        assert idle.get(f"{server.url}/v2/health/live", timeout=10).ok  # it keeps its connection
         body = {"instances": [{"ms": 20 * MS}]}
         answer = thread.submit(requests.post, server.predict, json=body, timeout=60)
         in_flight = f"inference_requests_in_flight {server.name}"
         assert until(lambda: metrics(server)[in_flight] == 1)
         server.process.terminate()
         assert answer.result().status_code == 200
-    said = server.log.read_text()
-    assert_ends(server, traces)
+        said = server.log.read_text()
+        assert_ends(server, traces)
     assert server.process.returncode == 0 and "Traceback" not in said

@@ -217,6 +217,58 @@ def test_a_client_that_goes_away_is_worked_for_no_longer():
     asyncio.run(asyncio.wait_for(main(), 5))
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/m:predict",
+        "/v1/models/m:predict\n",  # %0A, with which Starlette finds the same endpoint
+        "/v1/models/m:explain",
+        "/v2/models/m/infer",
+        "/v2/models/m/versions/1/infer\n",
+    ],
+)
+def test_whatever_runs_a_model_takes_a_place(path):
+    """Where there is none it is rejected."""
+
+    async def main():
+        async def app(scope, receive, send):
+            await asyncio.sleep(60)
+
+        admission = Admission(["m"], 1)
+        middleware = around(app, admission, LimitsConfig())
+        first, second = Connection(path), Connection(path)
+        for each in (first, second):
+            each.sends(b"{}")
+        task = first.through(middleware)
+        await asyncio.sleep(0.01)
+        assert admission.of("m").in_flight == 1
+        await second.through(middleware)
+        assert second.status == 503
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def test_what_the_server_itself_cancels_is_not_answered():
+    """It counts as failed, since nobody has got a response."""
+
+    async def main():
+        async def app(scope, receive, send):
+            await asyncio.sleep(60)
+
+        before = counted("answered"), counted("failed")
+        client = Connection()
+        client.sends(b"{}")
+        task = client.through(around(app, Admission(["m"], 1), LimitsConfig()))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (counted("answered"), counted("failed")) == (before[0], before[1] + 1)
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
 def test_bodies_share_a_bound_and_the_slowest_gives_way():
     """It gets 503; a quick one is answered meanwhile, and the bytes are given back."""
 

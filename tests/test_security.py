@@ -1,8 +1,6 @@
 """Certificates, tokens, and who may join a server's Ray cluster."""
 
 import asyncio
-import datetime
-import ipaddress
 import os
 import re
 import socket
@@ -15,10 +13,6 @@ from pathlib import Path
 import grpc
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
@@ -26,6 +20,7 @@ from model.loadtest.bodies import v1_body
 from model.loadtest.server_process import ServerProcess
 from model.serving.config import EndpointConfig
 from model.serving.machine import free_port
+from tests.certificates import write_certificate
 from tests.conftest import ROOT, long, run, until
 from tests.in_process import started
 from tests.samples import GOOD
@@ -34,33 +29,7 @@ from tests.samples import GOOD
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> tuple[Path, Path]:
     """The files of a self-signed certificate for 127.0.0.1 and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    files = folder / "server.crt", folder / "server.key"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return files
+    return write_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize("option", ["--in_process", long("--num_replicas=1")])

@@ -197,7 +197,7 @@ def test_ray_hands_over_connections():
     async def app(scope, receive, send):
         assert http_util.parse_disconnect_disabled_header(dict(scope["headers"]))
 
-    asyncio.run(added.cls(app)(scope, None, None))
+    asyncio.run(added.cls(app, **added.kwargs)(scope, None, None))
 
 
 def dynamo_after(statement: str) -> bool:

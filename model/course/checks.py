@@ -9,8 +9,9 @@ from typing import Any
 from ray import serve
 
 from model.course.checks_basics import cannot_start
-from model.course.command_line import accepted
-from model.serving.machine import cores
+
+BATCH = "requests in this batch: "  # what notebook 5's replicas print, and how many
+LARGEST = 16
 
 
 async def check_scale_hello(scale_hello: Callable[[int], Any]) -> None:
@@ -30,6 +31,7 @@ async def check_pipeline(pipeline: Callable[[], Any]) -> None:
     handle = pipeline()
     if handle is None:
         return print("not yet: pipeline returns nothing; return what serve.run returns")
+    calls = await _calls_of_double()
     found = await handle.remote(5)
     if found != 20:
         return print(f"not yet: 5 gives {found!r}, not 20")
@@ -39,7 +41,17 @@ async def check_pipeline(pipeline: Callable[[], Any]) -> None:
     parts = applications["pipeline"].deployments
     if len(parts) != 2:
         return print(f"not yet: the application has one deployment, {', '.join(parts)}")
+    if (calls := await _calls_of_double() - calls) != 2:
+        return print(f"not yet: 5 gives 20, but Double was called {calls} times, not twice")
     print(f"right: 5 gives 20, by way of {' and '.join(sorted(parts))}")
+
+
+async def _calls_of_double() -> int:
+    """How often Double has been called; 0 where there is none."""
+    application = serve.status().applications.get("pipeline")
+    if application is None or "Double" not in application.deployments:
+        return 0
+    return await serve.get_deployment_handle("Double", "pipeline").called.remote()
 
 
 def check_waited(waited: Callable[[list[tuple[float, float, float]]], float]) -> None:
@@ -79,15 +91,38 @@ def check_serve_batch(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
         return _not_yet(f"{file.name}, line {error.lineno}: {error.msg}")
     except RuntimeError as error:
         return _not_yet(cannot_start(error))
+    return _gathers(log, failed, "predict_together", "is there a pair for each?")
+
+
+def check_gathering(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
+    """Notebook 5: do several requests reach a replica in one call?
+
+    file: the learner's `GatheringModel`. run: as of check_serve_batch. Returns whether it is right.
+    """
+    try:
+        compile(file.read_text(), file.name, "exec")
+        log, failed = run()
+    except SyntaxError as error:
+        return _not_yet(f"{file.name}, line {error.lineno}: {error.msg}")
+    except RuntimeError as error:
+        return _not_yet(cannot_start(error))
+    sizes = batch_sizes(log, BATCH)
+    if max(sizes, default=0) > LARGEST:
+        return _not_yet(f"a batch had {max(sizes)} requests, more than {LARGEST}")
+    return _gathers(log, failed, "send_batches", "is each batch sent once?")
+
+
+def _gathers(log: str, failed: int, method: str, hint: str) -> bool:
+    """What a log says of the batches, of which the learner's method should make several."""
     if failed:
-        return _not_yet(f"{failed} requests got no right response; is there a pair for each?")
-    sizes = batch_sizes(log, "requests in this batch: ")
+        return _not_yet(f"{failed} requests got no right response; {hint}")
+    sizes = batch_sizes(log, BATCH)
     if max(sizes, default=0) > 1:
         mean = sum(sizes) / len(sizes)
         print(f"right: up to {max(sizes)} requests in a batch, {mean:.1f} on average")
         return True
     found = f"each of {len(sizes)} batches had one request" if sizes else "it was never called"
-    return _not_yet(f"predict_together gathers nothing, {found}")
+    return _not_yet(f"{method} gathers nothing, {found}")
 
 
 def _not_yet(why: str) -> bool:
@@ -125,24 +160,19 @@ def batch_sizes(log: str, before: str) -> list[int]:
     return [int(size) for size in re.findall(rf"{re.escape(before)}(\d+)$", log, re.MULTILINE)]
 
 
-def check_low_latency(low_latency: Callable[[int], list[str]]) -> None:
-    """Notebook 5: do the options start one replica with all cores that does not wait?"""
-    available = cores()
-    config = accepted(low_latency, available)
-    if isinstance(config, str):
-        return print(f"not yet: {config}")
-    replicas = config.replicas
-    if replicas is None:
-        return print("not yet: without Ray there is no replica")
-    if (replicas.num_replicas, config.threads, replicas.cpus) != (1, available, available):
-        return print(
-            f"not yet: these start {replicas.num_replicas or 'more or fewer'} replicas with "
-            f"{config.threads} torch threads that reserve {replicas.cpus:g} cores each, "
-            f"of {available}"
-        )
-    if config.batching.where != "off" and config.batching.wait_s > 0:
-        return print(f"not yet: a batch waits up to {1000 * config.batching.wait_s:g} ms to fill")
-    print("right: one replica with all cores, which does not wait")
+def check_lone_client(lone_client: Callable[[int], serve.Deployment]) -> None:
+    """Notebook 5: is it one replica, which reserves all cores?"""
+    for available in (2, 8):
+        found = lone_client(available)
+        if not isinstance(found, serve.Deployment):
+            return print("not yet: lone_client returns no deployment")
+        reserved = (found.ray_actor_options or {}).get("num_cpus", 1)
+        if (found.num_replicas, reserved) != (1, available):
+            return print(
+                f"not yet: of {available} cores, each of {found.num_replicas} replicas reserves "
+                f"{reserved:g}"
+            )
+    print("right: one replica, which reserves all cores")
 
 
 def check_replicas_needed(replicas_needed: Callable[[float, float, float], int]) -> None:

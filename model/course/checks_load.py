@@ -1,4 +1,4 @@
-"""Checks of the exercises of notebooks 4 and 5 that load a live server.
+"""Checks of the exercises of notebook 4 that load a live server.
 
 Each prints "right: …" or "not yet: …".
 """
@@ -12,11 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 from model.faults.observe import metrics
-from model.loadtest import records
 from model.loadtest.server_process import ServerProcess
-from model.loadtest.summary import interleaved
 from model.loadtest.workload import Workload
-from model.serving.dispatch import Waiting
 
 CLIENTS = 4
 PATIENCE_S = 30
@@ -103,55 +100,6 @@ def check_ongoing(folder: Path, clients: int = 24) -> bool:
     right = "right: the replicas may hold as many requests as there are clients"
     print(f"not yet: {missing}" if missing else right)
     return not missing
-
-
-# Notebook 5: what a rule that never waits and takes all that is queued returns, or more than that.
-GREEDY = {
-    Waiting(queued=5, expected=5, in_flight=0, workers=2, max_size=16, waited=False): 5,
-    Waiting(queued=1, expected=9, in_flight=8, workers=2, max_size=16, waited=False): 1,
-    Waiting(queued=40, expected=40, in_flight=16, workers=4, max_size=16, waited=False): 16,
-}
-
-
-def check_dispatch_rule(folder: Path, rounds: int = 3, seconds: float = 1.5) -> list[dict]:
-    """Notebook 5: does `my_rule` of my_rule.py send all that is queued, in a real server?
-
-    The server that has it and one with even_share are loaded in turn, `rounds` times, with 8 and
-    with 32 clients for so many seconds. Returns the records of that; none where the rule is not
-    right.
-    """
-    try:
-        rule = _module(folder / "my_rule.py").my_rule
-        for waiting, expected in GREEDY.items():
-            found = rule(waiting)
-            if not isinstance(found, int) or found < expected:
-                print(f"not yet: {waiting} gives {found!r}, not {expected}")
-                return []
-        with (
-            ServerProcess(
-                "model.serving", "--dispatch_rule", "my_rule:my_rule", folder=folder
-            ) as a,
-            ServerProcess("model.serving") as b,
-        ):
-            found = _in_turn({"my_rule": a, "even_share": b}, rounds, seconds)
-    except Exception as error:
-        print(f"not yet: my_rule.py raises {type(error).__name__}: {error}")
-        return []
-    if errors := sum(record["errors"] for record in found):
-        print(f"not yet: {errors} requests failed: {found[0]['error_kinds']}")
-        return []
-    print("right: it is in a server now, and every response was right")
-    return found
-
-
-def _in_turn(servers: dict[str, ServerProcess], rounds: int, seconds: float) -> list[dict]:
-    """Each server loaded with 8 and with 32 clients, in turn."""
-    work = Workload.drawn()
-    return [
-        records.measure(servers[name], name, work, seconds, clients=clients, warmup_s=seconds / 3)
-        for _, name in interleaved(list(servers), rounds)
-        for clients in (8, 32)
-    ]
 
 
 def _module(file: Path) -> ModuleType:

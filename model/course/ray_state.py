@@ -14,18 +14,6 @@ from ray.util.state import list_actors, list_nodes
 from model.faults.nodes import Nodes
 
 
-def nodes(address: str) -> dict[str, str]:
-    """The state of each node, by role: head node, worker node 1, ...
-
-    address: host:port of the cluster that this process is on; others may run on the machine.
-    """
-    found = sorted(list_nodes(address), key=lambda node: not node.is_head_node)
-    return {
-        "head node" if node.is_head_node else f"worker node {i}": node.state
-        for i, node in enumerate(found)
-    }
-
-
 def actors(address: str) -> dict[int, str]:
     """The role of each living actor of Serve, by process id."""
     roles: dict[int, str] = {}

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import statistics
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from model.faults.outcome import Outcome, by_outcome
 from model.loadtest.generator import closed_loop, open_loop
 from model.loadtest.workload import Workload
 
+CONNECTED_WITHIN_S = 30  # all slow senders
 MALFORMED = {  # what is wrong with a body: the body
     "nothing in it": b"",
     "no JSON": b"not JSON",
@@ -106,15 +108,15 @@ def slow_senders(url: str, work: Workload, seconds: float = 10, connections: int
     how = {"clients": 10, "seconds": seconds, "warmup_s": 2}
     before = closed_loop(url, work, **how)
     with trickling(url, connections) as slow:
+        if slow.most < 0.9 * connections:
+            raise RuntimeError(f"only {slow.most} of {connections} connections were open at a time")
         during = closed_loop(url, work, **how)
-    if slow.open < 0.9 * connections:
-        raise RuntimeError(f"only {slow.open} of {connections} connections were made")
     ratio = during.quantile(0.99) / before.quantile(0.99)
     failed = sum(during.errors.values())
     return Outcome(
         promise="slow senders block nobody else",
         fault=f"{connections} connections that send one byte a second of a body",
-        evidence=f"connections made: {slow.open}, bytes sent: {slow.sent}",
+        evidence=f"connections made: {slow.made}, bytes sent: {slow.sent}",
         requests=by_outcome(during),
         found=f"p99 {ratio:.2f} times that without them",
         kept=ratio <= 1.5 and not failed,
@@ -126,7 +128,9 @@ def slow_senders(url: str, work: Workload, seconds: float = 10, connections: int
 class Trickle:
     """What slow senders have done so far."""
 
-    open: int = 0  # connections made
+    open: int = 0  # connections, now
+    most: int = 0  # of them at a time
+    made: int = 0  # of them in all, those that were made again included
     sent: int = 0  # bytes of bodies
 
 
@@ -134,17 +138,18 @@ class Trickle:
 def trickling(url: str, connections: int) -> Iterator[Trickle]:
     """In this block so many connections send V1 requests, one byte of the body a second each.
 
-    One that the server closes is made again.
+    One that the server closes is made again. The block begins when all are open, or after half a
+    minute: see how many there are.
     """
     done, loop, seen = threading.Event(), asyncio.new_event_loop(), Trickle()
     thread = threading.Thread(
         target=loop.run_until_complete, args=[_all(url, connections, done, seen)]
     )
     thread.start()
+    until = time.monotonic() + CONNECTED_WITHIN_S
     try:
-        while seen.open < connections and not done.wait(0.1) and thread.is_alive():
-            if seen.open and done.wait(5):
-                break
+        while seen.open < connections and thread.is_alive() and time.monotonic() < until:
+            thread.join(0.1)
         yield seen
     finally:
         done.set()
@@ -168,9 +173,10 @@ async def _one(url: str, seen: Trickle) -> None:
     head += "Content-Type: application/json\r\n\r\n"
     while True:
         with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+            seen.open, seen.made = seen.open + 1, seen.made + 1
+            seen.most = max(seen.most, seen.open)
             try:
-                seen.open += 1
                 writer.write(head.encode())
                 while True:
                     writer.write(b" ")
@@ -178,5 +184,6 @@ async def _one(url: str, seen: Trickle) -> None:
                     seen.sent += 1
                     await asyncio.sleep(1)
             finally:
+                seen.open -= 1
                 writer.close()
         await asyncio.sleep(1)

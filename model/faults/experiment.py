@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from model.faults.observe import metrics, retries
@@ -71,9 +72,17 @@ class Experiment:
 
     @property
     def longest_without_success_s(self) -> float:
-        """The longest time without a right response to anybody."""
-        done = sorted(s.done for s in self.run.samples if s.outcome == RIGHT)
-        return max((b - a for a, b in zip(done, done[1:], strict=False)), default=math.inf)
+        """The longest time without a right response to anybody, while the load ran.
+
+        It may begin with the load, or last until its end, unless the server was to end before. What
+        is answered after the load's end does not count. Infinite when nobody was answered.
+        """
+        end = self.run.seconds  # there is no warm-up
+        done = sorted(min(s.done, end) for s in self.run.samples if s.outcome == RIGHT)
+        if not done:
+            return math.inf
+        moments = [0.0, *done] if self.ends else [0.0, *done, end]
+        return max(b - a for a, b in pairwise(moments))
 
     def latency_s(self, q: float, outcome: str = RIGHT) -> float:
         """The latency that a share `q` of the requests with that outcome stays within."""

@@ -1,9 +1,9 @@
 """Clients of gRPC, each with a connection of its own, who send one request after the other."""
 
 import re
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -35,35 +35,38 @@ def call(server: ServerProcess, ms: float, clients: int, seconds: float) -> Coun
     """Outcomes of requests to FragileModel, each of which takes `ms` there: ANSWERED, REFUSED, or
     another status.
 
-    The clients wait a while after an error, and call again.
+    The clients wait a while after an error, and call again. An error that is not gRPC's ends its
+    client; it is raised when all have ended, with a note of all outcomes.
     """
-    outcomes: Counter[str] = Counter()
     until = time.monotonic() + seconds
 
-    def client() -> None:
-        mine = []
+    def client(mine: Counter[str]) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500)]
         with grpc.insecure_channel(server.grpc, options=options) as channel:
             infer = GRPCInferenceServiceStub(channel).ModelInfer
             while time.monotonic() < until:
                 try:
                     response = infer(request, timeout=90)
-                except grpc.RpcError as error:
-                    mine.append(_outcome(error))
-                    time.sleep(PUSHBACK_S)
-                else:
                     right = np.frombuffer(response.raw_output_contents[0], np.float32) == ms
-                    mine.append(ANSWERED if right.all() else "wrong")
-        outcomes.update(mine)
+                    mine[ANSWERED if right.all() else "wrong"] += 1
+                except grpc.RpcError as error:
+                    mine[_outcome(error)] += 1
+                    time.sleep(PUSHBACK_S)
+                except Exception as error:
+                    mine[type(error).__name__] += 1
+                    raise
 
     tensor = InferInput("ms", [1], "FP32")
     tensor.set_data_from_numpy(np.array([ms], dtype=np.float32))
     request = InferRequest(model_name=server.name, infer_inputs=[tensor]).to_grpc()
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    counts: list[Counter[str]] = [Counter() for _ in range(clients)]
+    with ThreadPoolExecutor(clients) as threads:
+        done = [threads.submit(client, mine) for mine in counts]
+    outcomes = sum(counts, Counter())
+    errors = [error for each in done if (error := each.exception())]
+    if errors:
+        errors[0].add_note(f"what became of the calls: {dict(outcomes)}")
+        raise errors[0]
     return outcomes
 
 

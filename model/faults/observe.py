@@ -66,10 +66,11 @@ def snapshots(
     """Takes snapshots of a server, of its health or its metrics, as long as the block runs.
 
     Yields the growing list of (when, since 1970; what `take` returned). Snapshots that fail with
-    requests.RequestException are left out; when all do, the first error is raised at the end.
+    requests.RequestException are left out; when all do, the first error is raised at the end. Any
+    other error ends the snapshots, and is raised at the end too.
     """
     taken: list[tuple[float, dict]] = []
-    over, failures = threading.Event(), []
+    over, failures, unexpected = threading.Event(), [], []
 
     def watch() -> None:
         while not over.wait(every_s):
@@ -77,6 +78,9 @@ def snapshots(
                 taken.append((time.time(), take(server)))
             except requests.RequestException as error:  # the next one may succeed
                 failures.append(error)
+            except Exception as error:
+                unexpected.append(error)
+                return
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -85,8 +89,8 @@ def snapshots(
     finally:
         over.set()
         thread.join()
-    if failures and not taken:
-        raise failures[0]
+    if unexpected or failures and not taken:
+        raise (unexpected or failures)[0]
 
 
 def replicas(server: ServerProcess) -> list[psutil.Process]:

@@ -7,9 +7,10 @@ import platform
 import re
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import psutil
@@ -63,14 +64,23 @@ def measure(
 def health_checks(
     server: ServerProcess, work: Workload, clients: int, seconds: float = 3.0
 ) -> dict[str, float]:
-    """Latency of health checks, 50 a second at most, while clients load the server: p50 and p99."""
+    """Latency of health checks, 50 a second at most, while clients load the server: p50 and p99.
+
+    They are sent within the load's window: after its warm-up, before its end. Raises
+    requests.RequestException when one fails.
+    """
     times: list[float] = []
-    url = _address(server, work)
+    url, warmup_s, begun = _address(server, work), 1.0, Event()
+    how = {"warmup_s": warmup_s, "begins": begun.set}
     with ThreadPoolExecutor(1) as thread, requests.Session() as session:
-        busy = thread.submit(closed_loop, url, work, clients, seconds, warmup_s=1)
-        while not busy.done():
-            sent = time.perf_counter()
-            session.get(f"{server.url}/v2/models/{server.name}/ready", timeout=60)
+        busy = thread.submit(closed_loop, url, work, clients, seconds, **how)
+        busy.add_done_callback(lambda _: begun.set())  # it may fail before it begins
+        begun.wait()
+        wait([busy], warmup_s)
+        end = time.perf_counter() + seconds
+        while not busy.done() and (sent := time.perf_counter()) < end:
+            response = session.get(f"{server.url}/v2/models/{server.name}/ready", timeout=60)
+            response.raise_for_status()
             times.append(time.perf_counter() - sent)
             time.sleep(0.02)
         busy.result()

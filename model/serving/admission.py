@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from model.serving.metrics import ADMISSION_LIMIT, IN_FLIGHT, REQUESTS, follow
+from model.serving.metrics import ADMISSION_LIMIT, IN_FLIGHT, REQUESTS
 
 FULL = "The server is busy and its queue is full: try again later."
 COUNTED = 200  # of the last responses, to tell how many there are in a second
@@ -26,7 +26,7 @@ class AdmissionController:
         self._name, self.limit, self.in_flight = model_name, limit, 0
         self._answered: deque[float] = deque(maxlen=COUNTED)  # when, on the clock of _busy_s
         self._busy_before, self._busy_since = 0.0, 0.0
-        follow(IN_FLIGHT.labels(model_name), lambda: self.in_flight)
+        self._shown = IN_FLIGHT.labels(model_name)
         ADMISSION_LIMIT.labels(model_name).set(limit)
 
     @property
@@ -62,6 +62,7 @@ class AdmissionController:
         if not self.in_flight:
             self._busy_since = time.monotonic()
         self.in_flight += 1
+        self._shown.set(self.in_flight)
         try:
             yield request
         finally:
@@ -69,6 +70,7 @@ class AdmissionController:
             if request["outcome"] == "answered":
                 self._answered.append(busy_s)
             self.in_flight -= 1
+            self._shown.set(self.in_flight)
             if not self.in_flight:
                 self._busy_before = busy_s
             self.count(request["outcome"])

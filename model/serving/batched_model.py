@@ -102,7 +102,8 @@ class BatchedModel(Model):
     def _request(self, payload: Any, headers: dict | None) -> Request:
         headers = dict(headers or {})
         number = headers.get("x-request-id") or getattr(payload, "id", None) or ""
-        return Request(picklable(payload), headers, number, count_instances(payload), body_size())
+        size = body_size()
+        return Request(picklable(payload), headers, number, count_instances(payload, size), size)
 
     async def _answer(self, request: Request) -> Response:
         """By way of a batch where batches are made here and the model can take them."""

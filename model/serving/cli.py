@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 from model.serving.config import (
@@ -23,7 +24,14 @@ from model.serving.config import (
 from model.serving.dispatch import load_rule
 from model.serving.machine import cores, hold_port
 from model.serving.model_class import check_target
-from model.serving.options import RAY_ONLY, Help, Parser, add_options, add_ray_options
+from model.serving.options import (
+    KSERVE_HELP,
+    RAY_ONLY,
+    Help,
+    Parser,
+    add_options,
+    add_ray_options,
+)
 
 # kserve.model_server reads sys.argv as it is imported, and would answer a mistake in it with a
 # page of usage.
@@ -143,6 +151,8 @@ def _parser(module: str, description: str) -> Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(model_name=DEFAULT_NAME, grpc_max_receive_message_length=None)
+    for action in parser._actions:
+        action.help = KSERVE_HELP.get(action.dest, action.help)
     add_options(parser)
     return parser
 
@@ -236,6 +246,7 @@ def _config(
     models: tuple[ModelConfig, ...],
     replicas: ReplicaConfig | None,
 ) -> ServerConfig:
+    _check_kserve_options(parser, args)
     if args.address and (args.dashboard is not None or args.proxy is not None):
         parser.error("--dashboard and --proxy belong to a cluster of its own, not to --address")
     if args.drain_s and args.workers > 1:
@@ -285,6 +296,20 @@ def _config(
             num_cpus=cores(),
         ),
     )
+
+
+def _check_kserve_options(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what KServe's own options take and what fails later, or has no effect."""
+    for name in ("workers", "max_threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)} is not a number from 1 on")
+    if args.max_asyncio_workers is not None:
+        parser.error("--max_asyncio_workers has no effect here: leave it out")
+    if args.access_log_format and find_spec("asgi_logger") is None:
+        parser.error(
+            "--access_log_format needs a package that is not installed: "
+            "pip install 'kserve[logging]'"
+        )
 
 
 def _check_rule(parser: Parser, batching: BatchingConfig) -> None:

@@ -4,10 +4,10 @@ import re
 import struct
 
 import numpy as np
-from kserve import InferRequest
+from kserve import InferInput, InferRequest
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER, PredictorProtocol
-from kserve.errors import InvalidInput, ModelNotReady
-from kserve.model import BaseKServeModel
+from kserve.errors import InferenceError, InvalidInput, ModelNotReady
+from kserve.model import BaseKServeModel, InferenceVerb
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import deserialize_bytes_tensor
@@ -18,6 +18,10 @@ from pydantic import ValidationError
 
 from model.serving.admission import Admission
 from model.serving.errors import Forbidden, first_of
+
+# By which KServe knows that a request is a cloud event; of the other kind, by its content type.
+EVENT_HEADERS = ("ce-specversion", "ce-source", "ce-type", "ce-id")
+EVENT = "application/cloudevents+json"
 
 
 class StrictDataPlane(DataPlane):
@@ -50,6 +54,20 @@ class StrictDataPlane(DataPlane):
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InvalidInput(f"the request cannot be read: {what}") from None
+
+    async def explain(self, model_name, request, headers=None):  # as DataPlane.explain
+        """The explanation, and headers: those of the model (KServe: and all of the request's).
+
+        Those that make a request a cloud event stay; `encode` makes the response one, by them.
+        """
+        model = await self.get_model(model_name)
+        response, found = await model(request, verb=InferenceVerb.EXPLAIN, headers=headers)
+        given, event = headers or {}, {}
+        if all(name in given for name in EVENT_HEADERS):
+            event = {name: given[name] for name in EVENT_HEADERS}
+        elif given.get("content-type") == EVENT:
+            event = {"content-type": EVENT}
+        return response, event | found
 
     async def ready(self) -> bool:
         """Whether every model is (KServe: always true)."""
@@ -85,6 +103,38 @@ class ClosedRepository(ModelRepositoryExtension):
         raise Forbidden("unloading is off: start the server with --repository_api on")
 
 
+class BinaryInput(InferInput):
+    """An input whose data came behind the JSON.
+
+    To a model it is what KServe makes of it: a list of numbers, and an array of its own. But the
+    list is made when a model asks for it. For an image of 150 000 numbers it takes 40 ms, on the
+    event loop, and some more to send it to a replica; most models only want the array.
+    """
+
+    _unlisted = False  # the data are as they came
+
+    def __init__(self, given: InferInput, raw: bytes) -> None:
+        super().__init__(given.name, given.shape, given.datatype, parameters=given.parameters)
+        self._raw_data, self._unlisted = raw, True
+
+    @property
+    def _data(self):
+        if self._unlisted:
+            self.set_data_from_numpy(super().as_numpy(), binary_data=False)
+        return self._listed
+
+    @_data.setter
+    def _data(self, data) -> None:
+        if self._unlisted:
+            self._raw_data, self._unlisted = None, False
+        self._listed = data
+
+    def as_numpy(self) -> np.ndarray:
+        """An array that may be written to."""
+        array = super().as_numpy()
+        return array if array.flags.writeable else array.copy()
+
+
 class _Input(RequestInput):
     data: list = []  # it may lie behind the JSON
 
@@ -94,29 +144,43 @@ class _Inputs(InferenceRequest):
 
 
 def _with_binary_data(body: bytes, json_length: str, model_name: str) -> InferRequest:
-    """A V2 request of JSON and, behind it, the raw data of inputs (KServe: not of BYTES)."""
+    """A V2 request of JSON and, behind it, the raw data of inputs, as KServe reads it.
+
+    (KServe fails for BYTES that are no text.)
+    """
     start = int(json_length) if re.fullmatch("[0-9]{1,12}", json_length) else len(body) + 1
     if start > len(body):
         raise InvalidInput(f"{INFERENCE_CONTENT_LENGTH_HEADER} is not the length of the JSON")
     content = _Inputs.model_validate_json(body[:start])
     request = InferRequest.from_inference_request(content, model_name)
-    for item in request.inputs:
+    for i, item in enumerate(request.inputs):
+        if "data" in content.inputs[i].model_fields_set:
+            continue
         size = item.parameters.pop("binary_data_size", None)
         if size is None:
-            continue
+            raise InvalidInput(f"'data' field is missing for input '{item.name}'")
         if type(size) is not int or not 0 <= size <= len(body) - start:
             raise InvalidInput(f"binary_data_size of {item.name} is not the length of its data")
-        item.set_data_from_numpy(_tensor(item, body[start : start + size]))
-        item.parameters.pop("binary_data_size", None)
+        request.inputs[i] = _with_data(item, body[start : start + size])
         start += size
     return request
 
 
-def _tensor(item, raw: bytes) -> np.ndarray:
-    """The raw data of an input as an array of its datatype and shape; raises ValueError."""
+def _with_data(item: InferInput, raw: bytes) -> InferInput:
+    """The input with its raw data; raises ValueError where they do not fit."""
     kind = to_np_dtype(item.datatype)
     if kind is None:
         raise ValueError(f"there is no datatype {item.datatype}")
-    if item.datatype == "BYTES":
-        return deserialize_bytes_tensor(raw).reshape(item.shape)
-    return np.frombuffer(raw, kind).reshape(item.shape)
+    texts = item.datatype == "BYTES"
+    flat = deserialize_bytes_tensor(raw) if texts else np.frombuffer(raw, kind)
+    tensor = flat.reshape(item.shape)
+    if list(tensor.shape) != item.shape:
+        raise ValueError(f"{item.shape} is not the shape of {item.name}")
+    if not texts:
+        return BinaryInput(item, raw)
+    try:
+        item.set_data_from_numpy(tensor, binary_data=False)
+    except InferenceError:  # they are no texts
+        item.set_data_from_numpy(tensor)
+        item.parameters.pop("binary_data_size", None)
+    return item

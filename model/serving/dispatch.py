@@ -1,7 +1,6 @@
 """When a batch is dispatched to a worker that is free, and how large it is: a rule that can be
 replaced."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ Rule = Callable[[Waiting], int]  # how much to dispatch to one free worker now; 
 def even_share(waiting: Waiting) -> int:
     """A worker's even share of the backlog; 0 as long as that is expected but not there."""
     backlog = waiting.expected + waiting.in_flight
-    share = min(math.ceil(backlog / waiting.workers), waiting.max_size)
+    share = min(-(-backlog // waiting.workers), waiting.max_size)  # rounded up
     if waiting.queued < min(share, waiting.expected) and not waiting.waited:
         return 0
     return share

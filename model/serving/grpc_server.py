@@ -1,6 +1,7 @@
 """The way in over gRPC: KServe's servicer behind admission control, a status for each error."""
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +34,7 @@ OUTCOMES = {  # of a call that was aborted; all others failed
 class GrpcServer:
     """KServe's gRPC service on one host (KServe: on every address).
 
-    With a certificate it speaks TLS, as HTTP does (KServe: never).
+    With a certificate, which may be renewed, it speaks TLS, as HTTP does (KServe: never).
     """
 
     def __init__(
@@ -62,8 +63,7 @@ class GrpcServer:
         grpc_v2.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         address = f"{endpoint.host_of_address}:{endpoint.grpc_port}"
         if endpoint.certificate:
-            pair = tuple(Path(file).read_bytes() for file in endpoint.certificate)
-            self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            self._server.add_secure_port(address, _credentials(endpoint.certificate))
         else:
             self._server.add_insecure_port(address)
 
@@ -80,6 +80,28 @@ class GrpcServer:
         self._admission.stopping = True
         await asyncio.sleep(LAST_CALLS_S)
         await self._server.stop(grace_s)
+
+
+def _credentials(files: tuple[str, str]) -> grpc.ServerCredentials:
+    """For a key and a certificate, which are read again for each new connection.
+
+    gRPC goes on with the last ones while a file is not there, or the two do not belong together.
+    """
+
+    def read() -> list[tuple[bytes, bytes]]:
+        return [(Path(files[0]).read_bytes(), Path(files[1]).read_bytes())]
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal known
+        with contextlib.suppress(OSError):
+            if (found := read()) != known:
+                known = found
+                return grpc.ssl_server_certificate_configuration(found)
+        return None
+
+    known = read()
+    first = grpc.ssl_server_certificate_configuration(known)
+    return grpc.dynamic_ssl_server_credentials(first, changed)
 
 
 class AdmissionInterceptor(grpc.aio.ServerInterceptor):
@@ -120,11 +142,11 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
         arrived(size, context.time_remaining())
         with controller.admitted() as counted, self._receiving.body() as body:
             body.complete()
-            body.grew(size)
             try:
-                if self._receiving.full:
+                if not self._receiving.has_room(size):  # before it counts, which ends others
                     context.set_trailing_metadata(_pushback(controller.retry_after_s()))
                     await context.abort(grpc.StatusCode.UNAVAILABLE, TOO_MUCH)
+                body.grew(size)
                 response = await infer(request, context)
             except grpc.aio.AbortError:
                 counted["outcome"] = OUTCOMES.get(context.code(), "failed")

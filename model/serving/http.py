@@ -12,14 +12,17 @@ from model.serving.config import LimitsConfig
 from model.serving.receiving import TOO_MUCH, Receiving
 
 BODY_TIMEOUT_S = 30  # from a request's headers to the end of its body
-PREDICTS = re.compile(r"/v1/models/([^/]+):predict|/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
+# What runs a model. As for Starlette's routes, a last line feed (%0A) changes nothing.
+RUNS = re.compile(
+    r"(?:/v1/models/([^/]+):(?:predict|explain)|/v2/models/([^/]+)(?:/versions/[^/]+)?/infer)\n?"
+)
 
 
 class HttpMiddleware:
     """ASGI middleware around KServe's application.
 
-    The body of each request is read whole, within limits of size, time and memory. A request for
-    predictions then passes its model's admission control and takes a place; where there is none,
+    The body of each request is read whole, within limits of size, time and memory. A request that
+    runs a model then passes its admission control and takes a place; where there is none,
     it is rejected before its body is read. KServe gets what was admitted, and is cancelled when the
     client goes away. Each response says in `x-received` when its request arrived, in `x-request-id`
     the id that the client gave it, or else a fresh one, and when it is rejected in `Retry-After`
@@ -60,8 +63,8 @@ class HttpMiddleware:
                 controller.count("abandoned")
 
     def _controller(self, scope) -> AdmissionController | None:
-        """Of the model whose predictions are asked for; None for all other requests."""
-        found = scope["method"] == "POST" and PREDICTS.fullmatch(scope["path"])
+        """Of the model that the request runs; None for all other requests."""
+        found = scope["method"] == "POST" and RUNS.fullmatch(scope["path"])
         return self._admission.of(found[1] or found[2]) if found else None
 
     async def _read(self, headers: dict[bytes, bytes], receive, arriving) -> bytes:
@@ -153,7 +156,7 @@ class _Exchange:
         admission: Admission,
         with_id: bool,
     ) -> None:
-        """controller: of the model, where predictions are asked for."""
+        """controller: of the model that the request runs, if it runs one."""
         self._send, self.controller, self._admission = send, controller, admission
         self.status, self.complete, self.gone, self.close = 0, False, False, False
         given = dict(scope["headers"]).get(b"x-request-id", b"")
@@ -202,7 +205,8 @@ class _Gone(Exception):
 
 
 def _outcome(status: int) -> str:
-    if status >= 500:
+    """0: there was no response."""
+    if status >= 500 or not status:
         return "rejected" if status == 503 else "failed"
     if status == 429:
         return "rejected"

@@ -39,6 +39,7 @@ def uvicorn_config(app, endpoint: EndpointConfig, grace_s: float, **more) -> uvi
         http=HttpProtocol,
         ws="none",  # else a client that asks for a WebSocket never gets an answer
         lifespan="off",
+        loop="uvloop" if endpoint.event_loop == "uvloop" else "asyncio",  # of each of `workers`
         timeout_worker_healthcheck=60,  # a process that imports and loads does not answer yet
         **more,
     )

@@ -2,21 +2,19 @@
 runs with `--topology ingress`.
 """
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-import psutil
-from prometheus_client import CollectorRegistry, make_asgi_app
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import make_asgi_app
 from ray import serve
 
 from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
 from model.serving.config import CannotStart, ServerConfig
+from model.serving.errors import reason
 from model.serving.ingress_grpc import GrpcMethods
-from model.serving.metrics import REPLICAS, refresh
+from model.serving.metrics import REPLICAS, forget_the_dead, of_all, refresh
 from model.serving.updates import Updates
 from model.serving.upstream_ray import listen_on_loopback
 from model.serving.worker_thread import WorkerThread
@@ -77,8 +75,16 @@ class IngressReplica(GrpcMethods):
             self._application.admission.draining = self._draining
 
     def _reload(self) -> None:
-        for worker in self._loaded():
-            worker.reload()
+        """Each model, also after one that fails. Raises RuntimeError, which names those."""
+        failed = []
+        for model in self._models:
+            if model.ready:
+                try:
+                    self._workers[model.name].reload()
+                except Exception as error:
+                    failed.append(f"{model.name}: {reason(error)}")
+        if failed:
+            raise RuntimeError("; ".join(failed))
 
     def _loaded(self) -> list[WorkerThread]:
         return [self._workers[model.name] for model in self._models if model.ready]
@@ -102,17 +108,11 @@ class _WithMetricsOfAll:
     def __init__(self, app, folder: Path) -> None:
         """folder: where they count."""
         self._app, self._folder = app, folder
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
-        self._metrics = make_asgi_app(registry)
+        self._metrics = make_asgi_app(of_all(folder))
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http" or scope["path"] != "/metrics":
             return await self._app(scope, receive, send)
         refresh()
-        for file in self._folder.glob("gauge_live*_*.db"):
-            pid = int(file.stem.rpartition("_")[2])
-            if not psutil.pid_exists(pid):
-                with contextlib.suppress(FileNotFoundError):
-                    mark_process_dead(pid)
+        forget_the_dead(self._folder)
         await self._metrics(scope, receive, send)

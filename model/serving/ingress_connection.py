@@ -1,29 +1,67 @@
-"""What Ray Serve puts around the HTTP server of a replica, as the variable HOOK tells it.
+"""What Ray Serve puts around the HTTP server of a replica, and of its fallback, as HOOK tells it.
 
-Ray Serve itself reads a request's body whole, and as fast as it comes, before the replica's
-application asks for it: its limits of time and memory would limit nothing. With the header below it
-hands over the connection, and the application reads, and hears when the client goes away.
+The fallback is the process to which HAProxy sends requests while there is no replica: Ray's own
+HTTP proxy, which waits for one.
 """
+
+import json
+import os
 
 from starlette.middleware import Middleware
 
 HOOK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:middlewares"}
+FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
+FALLBACK_BYTES = "SERVING_FALLBACK_BYTES"  # of bodies that may wait in the fallback
 HEADER = b"x-request-disconnect-disabled"
+NO_ROOM = "no replica is there, and no more requests can wait for one: try again"
 
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve asks for."""
-    return [Middleware(HandOver)]
+    port, most = (os.environ.get(name) for name in (FALLBACK_PORT, FALLBACK_BYTES))
+    return [Middleware(AroundRay, fallback=int(port or -1), most=int(most or 0))]
 
 
-class HandOver:
-    """ASGI middleware that sets the header, whatever the client sent."""
+class AroundRay:
+    """ASGI middleware around what Ray Serve itself does with a request.
 
-    def __init__(self, app) -> None:
-        """app: Ray Serve's."""
-        self._app = app
+    **In a replica** Ray Serve would read the body whole, and as fast as it comes, before the
+    replica's application asks for it: its limits of time and memory would limit nothing. With a
+    header it hands over the connection, and the application reads, and hears when the client goes
+    away. **In the fallback** there is no such application. Ray Serve reads, and notices clients
+    that leave; here the bodies that it holds are bounded.
+    """
+
+    def __init__(self, app, fallback: int, most: int) -> None:
+        """app: Ray Serve's. fallback: the port of the fallback. most: bytes of bodies there."""
+        self._app, self._fallback, self._most = app, fallback, most
+        self._held = 0
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif (scope.get("server") or ("", 0))[1] == self._fallback:
+            await self._bounded(scope, receive, send)
+        else:
             scope["headers"].append((HEADER, b"?1"))  # of several the last one counts
-        await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+
+    async def _bounded(self, scope, receive, send) -> None:
+        """A request at the fallback; of one that does not say its length, anything may come."""
+        headers = dict(scope["headers"])
+        size = int(headers.get(b"content-length", 0))
+        if self._held + size > self._most or b"transfer-encoding" in headers:
+            return await _refuse(send)
+        self._held += size
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._held -= size
+
+
+async def _refuse(send) -> None:
+    body = json.dumps({"error": NO_ROOM}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(b"retry-after", b"1"), (b"connection", b"close")]  # what is left is not read
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

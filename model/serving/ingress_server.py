@@ -16,6 +16,7 @@ from model.serving.deployment import deploy, deployed, is_starting, running
 from model.serving.ending import Ending, signals
 from model.serving.haproxy import servers, stop_listening
 from model.serving.server import announce
+from model.serving.upstream_ray import end_controller
 
 TOLD_WITHIN_S = 5  # that the server drains, all replicas are
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -36,6 +37,7 @@ def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
         asyncio.run(_until_told(config, folder))
     finally:
         logger.info("Stopping the model server")
+        end_controller()
         stop_listening(folder, config.grace_s)
 
 

@@ -7,10 +7,14 @@ Several processes that serve the same models count in files, where prometheus_cl
 (its multiprocess mode: PROMETHEUS_MULTIPROC_DIR names the folder).
 """
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from prometheus_client import Counter, Gauge, Histogram
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 SUM = {"multiprocess_mode": "livesum"}  # of the processes that run
 _functions: list[tuple[Gauge, Callable[[], float]]] = []
@@ -55,6 +59,30 @@ def follow(gauge: Gauge, value: Callable[[], float]) -> None:
         _functions.append((gauge, value))
     else:
         gauge.set_function(value)
+
+
+def of_all(folder: Path) -> CollectorRegistry:
+    """What all processes together have counted in a folder."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))
+    return registry
+
+
+def forget_the_dead(folder: Path) -> None:
+    """Processes that have ended no longer add to gauges."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not psutil.pid_exists(pid):
+            with contextlib.suppress(FileNotFoundError):
+                mark_process_dead(pid, str(folder))
+
+
+def in_flight(folder: Path) -> float:
+    """Of the requests that processes which count in a folder have admitted, those not answered."""
+    forget_the_dead(folder)
+    [gauge] = IN_FLIGHT.describe()
+    families = (family for family in of_all(folder).collect() if family.name == gauge.name)
+    return sum(sample.value for family in families for sample in family.samples)
 
 
 def refresh() -> None:

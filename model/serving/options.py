@@ -12,6 +12,11 @@ from model.serving.config import (
     ServerConfig,
 )
 
+KSERVE_HELP = {  # of its own options, where they are something else here
+    "event_loop": "of the HTTP server: uvloop, or else Python's own (auto is Python's own, too)",
+    "max_asyncio_workers": argparse.SUPPRESS,
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without a page of usage before it."""
@@ -138,7 +143,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--repository_api",
         choices=["off", "on"],
         default="off",
-        help="on: any caller may load and unload models",
+        help="on: any caller may use KServe's load and unload; a model that is unloaded is gone "
+        "until the server starts again: KServe cannot load it again",
     )
     ours.add_argument(
         "--access_log",

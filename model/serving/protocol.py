@@ -8,6 +8,8 @@ from kserve.protocol.infer_type import to_http_parameters
 
 from model.serving.config import ModelConfig
 
+MOST_UNKNOWN = 2**20  # instances in a request whose size is not known
+
 
 class Request(NamedTuple):
     """One request as KServe decoded it."""
@@ -37,10 +39,11 @@ class Description(NamedTuple):
     model: ModelConfig
 
 
-def count_instances(body: Any) -> int:
+def count_instances(body: Any, size: int = 0) -> int:
     """How many instances a request holds, by the protocol alone; 1 where that cannot be told.
 
-    V1: the length of `instances`. V2: the first dimension of the first input.
+    V1: the length of `instances`. V2: the first dimension of the first input, which is what the
+    client says; but no more than the body has bytes. size: of the body; 0 where it is not known.
     """
     if isinstance(body, dict):
         instances = body.get("instances")
@@ -48,7 +51,7 @@ def count_instances(body: Any) -> int:
     if isinstance(body, InferRequest) and body.inputs:
         shape = body.inputs[0].shape
         first = shape[0] if isinstance(shape, list) and shape else 1
-        return max(1, first) if isinstance(first, int) else 1
+        return max(1, min(first, size or MOST_UNKNOWN)) if isinstance(first, int) else 1
     return 1
 
 

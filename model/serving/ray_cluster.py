@@ -229,7 +229,7 @@ def _check_reachable(address: str) -> dict[str, str]:
 def _start_serve(proxy: int | None = None, haproxy: EndpointConfig | None = None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if haproxy is not None:
-        http = {"host": haproxy.host, "port": haproxy.http_port}
+        http = {"host": LOOPBACK, "port": haproxy.http_port}
         grpc = {"port": haproxy.grpc_port, "grpc_servicer_functions": [GRPC_SERVICE]}
         more = {"grpc_options": grpc} if haproxy.grpc_port is not None else {}
         serve.start(proxy_location="HeadOnly", http_options=http, **more)

@@ -39,6 +39,10 @@ class Receiving:
             self._arriving.pop(body, None)
             self.total -= body.size
 
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more fit, if all bodies that arrive give way."""
+        return self.total - sum(body.size for body in self._arriving) + size <= self.limit
+
     def make_room(self) -> None:
         """Have bodies give way until the rest is within the limit."""
         excess = self.total - self.limit

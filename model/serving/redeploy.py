@@ -27,7 +27,7 @@ def main() -> None:
 
     from ray import serve
 
-    from model.serving.config import CannotStart
+    from model.serving.config import APPLICATION, CannotStart
     from model.serving.deployment import State, deploy, deploy_again, deployed
     from model.serving.ray_cluster import Cluster
 
@@ -74,7 +74,10 @@ def main() -> None:
             told = handle.broadcast("reload_failure").results(timeout_s=60, return_exceptions=True)
             for failure in told:
                 if isinstance(failure, str):
-                    raise CannotStart(f"{name} goes on as it was: {failure}")
+                    what = "what failed" if name == APPLICATION else "it"
+                    raise CannotStart(
+                        f"{name} could not be loaded again, and {what} goes on as it was: {failure}"
+                    )
     print(config.describe(), flush=True)
 
 

@@ -3,11 +3,14 @@
 import asyncio
 import functools
 import gc
+import socket
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
+import uvicorn
 from kserve.logging import logger
 from uvicorn.supervisors import Multiprocess
 
@@ -99,10 +102,15 @@ def _serve_with_workers(
     more = {"factory": True, "workers": config.endpoint.workers}
     workers = uvicorn_config(factory, config.endpoint, config.grace_s, **more)
     application = create_application(models, config)
-    ended = threading.Event()
+    started, ended = Future(), threading.Event()
 
     async def serve_grpc() -> None:
-        rpc = await _grpc_server(application, config)
+        try:
+            rpc = await _grpc_server(application, config)
+        except BaseException as error:  # raised again below
+            started.set_exception(error)
+            return
+        started.set_result(None)
         announcement = asyncio.create_task(_announce(config))
         await asyncio.to_thread(ended.wait)
         announcement.cancel()
@@ -112,10 +120,25 @@ def _serve_with_workers(
     thread = threading.Thread(target=lambda: asyncio.run(serve_grpc()))
     thread.start()
     try:
-        Multiprocess(workers, sockets=[workers.bind_socket()]).run()
+        started.result()
+        _Workers(workers, [workers.bind_socket()], ended).run()
     finally:
         ended.set()
         thread.join()
+
+
+class _Workers(Multiprocess):
+    """uvicorn's processes. `ended` is set as they are told to end, for gRPC to end beside them."""
+
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], ended: threading.Event
+    ) -> None:
+        super().__init__(config, sockets)
+        self._ended = ended
+
+    def terminate_all(self) -> None:
+        self._ended.set()
+        super().terminate_all()
 
 
 def _leave_to_itself() -> None:

@@ -51,7 +51,7 @@ def _behind_haproxy(config: ServerConfig) -> None:
     """Start Ray, which runs all of it; this process waits for a signal."""
     from model.serving.haproxy import haproxy_variables
 
-    with cleaning_up(), haproxy_variables(config.limits) as folder:
+    with cleaning_up(), haproxy_variables(config.limits, config.endpoint) as folder:
         # Ray reads the variables as it is imported.
         from model.serving.ingress_server import serve_behind_haproxy
         from model.serving.ray_cluster import Cluster

@@ -204,7 +204,7 @@ class WorkerThread:
     async def _call(self, handler: Callable, arguments: list[tuple]) -> list:
         """What the handler gives for each tuple of arguments; or the exception that it raised."""
         if inspect.iscoroutinefunction(handler):
-            waiting = (handler(*args) for args in arguments)
+            waiting = (_awaited(handler, *args) for args in arguments)
             return _checked(await asyncio.gather(*waiting, return_exceptions=True))
         return await self._until_done(lambda stop: self._in_thread(handler, arguments, stop))
 
@@ -277,6 +277,21 @@ def _attempt(function: Callable, *args: Any) -> Any:
         return function(*args)
     except Exception as error:
         return error
+    except SystemExit as error:
+        return _of_exit(error)
+
+
+async def _awaited(handler: Callable, *args: Any) -> Any:
+    """What a coroutine handler returns."""
+    try:
+        return await handler(*args)
+    except SystemExit as error:
+        raise _of_exit(error) from None
+
+
+def _of_exit(error: SystemExit) -> Exception:
+    """It would end the event loop, and so the server with all that is in flight."""
+    return RuntimeError(f"the model called sys.exit({'' if error.code is None else error.code})")
 
 
 def _is_default(handler: Callable) -> bool:

@@ -1,0 +1,68 @@
+"""gRPC beside the processes of `--workers`: it ends with them, and they do not run without it."""
+
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+from kserve.model_repository import ModelRepository
+from uvicorn.supervisors import Multiprocess
+
+from model.serving import server
+from model.serving.admission import Admission
+from model.serving.application import Application
+from model.serving.config import EndpointConfig, ModelConfig, ServerConfig
+from model.serving.dataplane import ClosedRepository, StrictDataPlane
+from model.serving.machine import free_port
+from model.serving.receiving import Receiving
+from tests.conftest import until
+
+LOCAL = "127.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Those of the tests are as they were, after uvicorn has set its own."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((LOCAL, port)) == 0
+
+
+def serve(monkeypatch, run, grpc_port: int) -> None:
+    """Two workers, which are `run` instead of processes, and gRPC beside them."""
+    registry, admission = ModelRepository(), Admission(["m"], 1)
+    plane, repository = StrictDataPlane(registry, admission), ClosedRepository(registry)
+    application = Application(None, plane, repository, admission, Receiving(1))
+    monkeypatch.setattr(server, "create_application", lambda *_: application)
+    monkeypatch.setattr(Multiprocess, "run", run)
+    endpoint = EndpointConfig(LOCAL, free_port(), grpc_port, workers=2)
+    config = ServerConfig((ModelConfig("m"),), endpoint=endpoint)
+    server._serve_with_workers([], config, None)
+
+
+def test_grpc_ends_while_the_workers_end(monkeypatch):
+    """As soon as they are told to, not after all that they still answer."""
+    port, seen = free_port(), []
+
+    def run(workers: Multiprocess) -> None:
+        seen.append(until(lambda: listens(port)))
+        workers.terminate_all()
+        seen.append(until(lambda: not listens(port), 5))
+
+    serve(monkeypatch, run, port)
+    assert seen == [True, True]
+
+
+def test_without_grpc_there_are_no_workers(monkeypatch):
+    """Where it cannot start, the server does not either, and says why."""
+    started = []
+    with socket.create_server((LOCAL, 0)) as somebody, pytest.raises(RuntimeError, match="bind"):
+        serve(monkeypatch, lambda workers: started.append(workers), somebody.getsockname()[1])
+    assert not started
