@@ -197,6 +197,22 @@ def test_a_batch_that_is_taken_apart_or_not_answered(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("not yet: my_server.py, line 1: ")
 
 
+def test_batches_that_are_gathered_in_front(tmp_path, capsys):
+    """Several requests in a call, no more than fit, and a response to each."""
+    file, one = tmp_path / "gathering.py", "requests in this batch: 1\n"
+    file.write_text(file_of("gathering"))
+    wrong = {
+        "send_batches gathers nothing, each of 2": (one * 2, 0),
+        "a batch had 17 requests": (one + "requests in this batch: 17\n", 0),
+        "3 requests got no right response": ("requests in this batch: 16\n", 3),
+    }
+    for sentence, found in wrong.items():
+        assert not checks.check_gathering(file, lambda found=found: found)
+        assert capsys.readouterr().out.startswith(f"not yet: {sentence}")
+    assert checks.check_gathering(file, lambda: (one + "requests in this batch: 16\n", 0))
+    assert capsys.readouterr().out == "right: up to 16 requests in a batch, 8.5 on average\n"
+
+
 @pytest.mark.parametrize("status, late_s, said", [(503, 0, "503"), (200, 0.5, "nothing for 0.2 s")])
 def test_a_readiness_that_is_answered_late_is_none(status, late_s, said, monkeypatch):
     """The server may have waited for a replica that came meanwhile."""

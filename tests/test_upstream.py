@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import numpy as np
 import psutil
 import pytest
 import ray
+from kserve import InferInput
 from ray import serve
 from ray._private import auto_init_hook, node, parameter, ray_constants, services, worker
 from ray.serve._private import constants as serve_constants
@@ -27,7 +29,7 @@ from ray.serve._private import haproxy as serve_haproxy
 from ray.serve._private.handle_options import DynamicHandleOptions
 from ray.serve.handle import DeploymentHandle
 
-from model.serving import haproxy, ingress_connection, upstream_ray
+from model.serving import haproxy, ingress_connection, upstream_kserve, upstream_ray
 from tests.conftest import ROOT
 
 
@@ -215,9 +217,18 @@ def test_torchvision_without_the_compiler():
     assert not dynamo_after("import model.alexnet.vision"), "torchvision asks in another place"
 
 
+def test_where_an_input_keeps_its_data():
+    """BinaryInput makes the list only when it is asked for."""
+    given = InferInput("x", [2], "FP32", [1.0, 2.0])
+    assert (given._data, given._raw_data) == ([1.0, 2.0], None), "KServe keeps them elsewhere"
+    read = upstream_kserve.BinaryInput(given, np.array([3, 4], np.float32).tobytes())
+    assert read.as_numpy().tolist() == [3, 4] and read._unlisted
+    assert read.data == [3, 4] and not read._unlisted, "KServe asks otherwise for the list"
+
+
 FOREIGN = ("ray", "kserve", "torch", "torchvision", "uvicorn", "grpc", "fastapi", "starlette")
 PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # of named tuples, and os._exit
-WITH_PRIVATE_USES = {"upstream_ray.py", "vision.py"}
+WITH_PRIVATE_USES = {"upstream_ray.py", "upstream_kserve.py", "vision.py"}
 
 
 def private_uses(code: str) -> list[str]:

@@ -24,14 +24,7 @@ from model.serving.config import (
 from model.serving.dispatch import load_rule
 from model.serving.machine import cores, hold_port
 from model.serving.model_class import check_target
-from model.serving.options import (
-    KSERVE_HELP,
-    RAY_ONLY,
-    Help,
-    Parser,
-    add_options,
-    add_ray_options,
-)
+from model.serving.options import RAY_ONLY, Help, Parser, add_options, add_ray_options
 
 # kserve.model_server reads sys.argv as it is imported, and would answer a mistake in it with a
 # page of usage.
@@ -151,8 +144,6 @@ def _parser(module: str, description: str) -> Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(model_name=DEFAULT_NAME, grpc_max_receive_message_length=None)
-    for action in parser._actions:
-        action.help = KSERVE_HELP.get(action.dest, action.help)
     add_options(parser)
     return parser
 

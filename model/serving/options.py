@@ -27,7 +27,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the default of each option that has one, unless its text does."""
+    """Tells the default of each option that has one, unless its text does; and KSERVE_HELP."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        action.help = KSERVE_HELP.get(action.dest, action.help)
+        super().add_argument(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = "(default:" in (action.help or "") or action.default in (None, [])

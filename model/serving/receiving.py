@@ -23,11 +23,6 @@ class Receiving:
         self._arriving: OrderedDict[_Body, None] = OrderedDict()  # oldest first
         follow(BODY_BYTES, lambda: self.total)
 
-    @property
-    def full(self) -> bool:
-        """Whether there is more than there may be, and nothing left to give way."""
-        return self.total > self.limit
-
     @contextmanager
     def body(self) -> Iterator["_Body"]:
         """One request's body, which arrives in the current task; it counts until the block ends."""
