@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import textwrap
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 
 from model.basics import ray_server
 from model.course import checks, checks_faults
@@ -246,6 +248,36 @@ def test_a_readiness_that_is_true(monkeypatch):
     for silent in (["503", "200"], ["500", "503"], ["503", "nothing for 8 s"]):
         assert [said for said in silent if said != "503"][0] in wrong(silent, lambda: "200")
     assert "says 503" in wrong(["503", "503"], lambda: "503")
+
+
+def test_the_recipe_for_v2():
+    """Notebook 8's: a model that takes V1, and V2 with texts in each of their forms, in batches and
+    by itself."""
+    cells = notebooks()["08_your_own_model"]
+    [recipe] = [
+        re.findall("```python\n(def.*?)```", c.source, re.S) for c in cells if "V2</s" in c.source
+    ]
+
+    class Upper(Model):
+        """What is V1 only."""
+
+        def preprocess(self, payload, headers=None):
+            return payload["instances"]
+
+        def predict(self, texts, headers=None):
+            return [text.upper() for text in texts]
+
+    names = {"Upper": Upper, "InferOutput": InferOutput, "InferResponse": InferResponse}
+    exec(f"class Both(Upper):\n{textwrap.indent(recipe[0], '    ')}", names)
+    model, given = names["Both"]("m"), ["a", "b"]
+    v1 = {"instances": given}
+    as_text = InferRequest("m", [InferInput("text", [2], "BYTES", given)])
+    as_bytes = InferRequest("m", [InferInput("text", [2], "BYTES", [t.encode() for t in given])])
+    inputs = [model.preprocess(payload) for payload in (v1, as_text, as_bytes)]
+    for results in (model.predict_batch(inputs), [model.predict(pair) for pair in inputs]):
+        first, *others = map(model.postprocess, results)
+        assert first == {"predictions": ["A", "B"]}
+        assert [list(other.outputs[0].as_numpy()) for other in others] == [["A", "B"]] * 2
 
 
 def attempts(name: str) -> list[str]:

@@ -171,8 +171,8 @@ def test_loading_again_fails(pair, token):
         done = redeploy(pair, token, "--num_replicas", "2", "--reload")
     broken.unlink()
     assert done.returncode == 1
-    sentence = "custom-model could not be loaded again, and it goes on as it was: "
-    sentence += "OSError: the words are lost"
+    why = "OSError: the words are lost"
+    sentence = f"custom-model could not be loaded again ({why}): it goes on as it was"
     assert done.stderr.splitlines()[-1] == sentence
     assert_all_answered(seen)
     assert {process.pid for process in replicas(pair.server)} == before

@@ -5,10 +5,13 @@ What every server does, test_foreign_model.py asks of this one too; what it does
 """
 
 import contextlib
+import json
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -268,14 +271,26 @@ def test_it_ends_as_it_should(traces: Traces):
     config = Path(command[command.index("-f") + 1]).read_text()
     assert int(re.search(r"hard-stop-after (\d+)s", config).group(1)) > 200
     assert len(replicas(server)) == 2
-    with ThreadPoolExecutor(1) as thread, requests.Session() as idle:
+    host, port = server.url.removeprefix("http://").split(":")
+    with (
+        ThreadPoolExecutor(1) as thread,
+        requests.Session() as idle,
+        socket.create_connection((host, int(port)), timeout=30) as slow,
+    ):
         assert idle.get(f"{server.url}/v2/health/live", timeout=10).ok  # it keeps its connection
         body = {"instances": [{"ms": 20 * MS}]}
         answer = thread.submit(requests.post, server.predict, json=body, timeout=60)
         in_flight = f"inference_requests_in_flight {server.name}"
         assert until(lambda: metrics(server)[in_flight] == 1)
+        sent = json.dumps(BODY).encode()
+        head = f"POST {urlsplit(server.predict).path} HTTP/1.1\r\nhost: x\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
+        slow.sendall(head.encode() + sent[:-1])
         server.process.terminate()
         assert answer.result().status_code == 200
+        assert not until(lambda: server.process.poll() is not None, 2)  # a body still arrives
+        slow.sendall(sent[-1:])
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200 ")
         said = server.log.read_text()
         assert_ends(server, traces)
     assert server.process.returncode == 0 and "Traceback" not in said

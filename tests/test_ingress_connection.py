@@ -30,7 +30,7 @@ def test_in_a_replica_ray_hands_the_connection_over():
         async def ray(scope, receive, send):
             seen.append((HEADER, b"?1") in scope["headers"])
 
-        around = AroundRay(ray, fallback=2, most=10)
+        around = AroundRay(ray, fallback=2, largest=6, most=10)
         await Client(around, 1, content_length="1000").task
         await Client(around, 1, transfer_encoding="chunked").task
         assert seen == [True, True]
@@ -48,7 +48,7 @@ def test_in_the_fallback_bodies_are_bounded():
             seen.append((HEADER, b"?1") in scope["headers"])
             await go.wait()
 
-        around = AroundRay(ray, fallback=2, most=10)
+        around = AroundRay(ray, fallback=2, largest=6, most=10)
         waiting = [Client(around, 2, content_length=size) for size in ("4", "6")]
         await asyncio.sleep(0)
         refused = [Client(around, 2, content_length="1")]
@@ -58,6 +58,9 @@ def test_in_the_fallback_bodies_are_bounded():
             start, body = client.said
             assert start["status"] == 503 and (b"retry-after", b"1") in start["headers"]
             assert_plain(json.loads(body["body"])["error"])
+        large = Client(around, 2, content_length="7")
+        await large.task
+        assert large.said[0]["status"] == 413
         assert seen == [False, False]
         waiting[0].task.cancel()  # its client has gone
         await asyncio.sleep(0)

@@ -171,6 +171,16 @@ def test_haproxy_answers_as_we_rewrite_it():
     assert files == ["502", "503", "504"], f"HAProxy answers otherwise: {files}"
 
 
+def test_what_else_we_rewrite_of_haproxy():
+    """sed says nothing when a line is not there."""
+    template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    assert len(re.findall(r"^ *log .* local0 ", template, re.M)) == 1, "it logs otherwise"
+    assert "timeout client {{ config.timeout_client_s }}" in template, "clients have other limits"
+    fronts = re.findall(r"bind \{\{ config\.(\w+) \}\}:\{\{ config\.(\w+) \}\}", template)
+    hosts = [("frontend_host", "frontend_port"), ("grpc_frontend_host", "grpc_frontend_port")]
+    assert fronts == hosts, f"HAProxy's frontends listen otherwise: {fronts}"
+
+
 def test_haproxy_names_applications():
     """Ray Serve gives HAProxy's backends the names in which haproxy.servers looks for them."""
     source = inspect.getsource(serve_haproxy.HAProxyManager._generate_backend_name)

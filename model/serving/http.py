@@ -9,6 +9,7 @@ import time
 from model.serving.admission import FULL, Admission, AdmissionController
 from model.serving.arrival import TIMEOUT_HEADER, arrived, seconds_in
 from model.serving.config import LimitsConfig
+from model.serving.metrics import OPEN
 from model.serving.receiving import TOO_MUCH, Receiving
 
 BODY_TIMEOUT_S = 30  # from a request's headers to the end of its body
@@ -41,11 +42,21 @@ class HttpMiddleware:
         request_ids: whether responses get them here (Ray Serve does it, too)."""
         self.app, self._admission, self._limits = app, admission, limits
         self._request_ids = request_ids
-        self._receiving = receiving
+        self._receiving, self._open = receiving, 0
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        self._open += 1
+        OPEN.set(self._open)
+        try:
+            await self._exchange(scope, receive, send)
+        finally:
+            self._open -= 1
+            OPEN.set(self._open)
+
+    async def _exchange(self, scope, receive, send) -> None:
+        """One request and its response."""
         controller = self._controller(scope)
         exchange = _Exchange(scope, send, controller, self._admission, self._request_ids)
         try:

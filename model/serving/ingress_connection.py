@@ -11,15 +11,17 @@ from starlette.middleware import Middleware
 
 HOOK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:middlewares"}
 FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
-FALLBACK_BYTES = "SERVING_FALLBACK_BYTES"  # of bodies that may wait in the fallback
+FALLBACK_BYTES = "SERVING_FALLBACK_BYTES"  # over HTTP: of one body there, and of all of them
 HEADER = b"x-request-disconnect-disabled"
 NO_ROOM = "no replica is there, and no more requests can wait for one: try again"
+TOO_LARGE = "the body is larger than --max_body_mb: send less"
 
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve asks for."""
-    port, most = (os.environ.get(name) for name in (FALLBACK_PORT, FALLBACK_BYTES))
-    return [Middleware(AroundRay, fallback=int(port or -1), most=int(most or 0))]
+    largest, most = map(int, os.environ.get(FALLBACK_BYTES, "0 0").split())
+    port = int(os.environ.get(FALLBACK_PORT, -1))
+    return [Middleware(AroundRay, fallback=port, largest=largest, most=most)]
 
 
 class AroundRay:
@@ -32,9 +34,10 @@ class AroundRay:
     that leave; here the bodies that it holds are bounded.
     """
 
-    def __init__(self, app, fallback: int, most: int) -> None:
-        """app: Ray Serve's. fallback: the port of the fallback. most: bytes of bodies there."""
-        self._app, self._fallback, self._most = app, fallback, most
+    def __init__(self, app, fallback: int, largest: int, most: int) -> None:
+        """app: Ray Serve's. fallback: the port of the fallback, where one body may have `largest`
+        bytes, and all together `most`."""
+        self._app, self._fallback, self._largest, self._most = app, fallback, largest, most
         self._held = 0
 
     async def __call__(self, scope, receive, send) -> None:
@@ -50,8 +53,10 @@ class AroundRay:
         """A request at the fallback; of one that does not say its length, anything may come."""
         headers = dict(scope["headers"])
         size = int(headers.get(b"content-length", 0))
+        if size > self._largest:
+            return await _refuse(send, 413, TOO_LARGE)
         if self._held + size > self._most or b"transfer-encoding" in headers:
-            return await _refuse(send)
+            return await _refuse(send, 503, NO_ROOM)
         self._held += size
         try:
             await self._app(scope, receive, send)
@@ -59,9 +64,11 @@ class AroundRay:
             self._held -= size
 
 
-async def _refuse(send) -> None:
-    body = json.dumps({"error": NO_ROOM}).encode()
+async def _refuse(send, status: int, sentence: str) -> None:
+    body = json.dumps({"error": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    headers += [(b"retry-after", b"1"), (b"connection", b"close")]  # what is left is not read
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    headers.append((b"connection", b"close"))  # what is left of the request is not read
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -37,7 +37,10 @@ def serve_behind_haproxy(config: ServerConfig, folder: Path) -> None:
         asyncio.run(_until_told(config, folder))
     finally:
         logger.info("Stopping the model server")
-        end_controller()
+        try:
+            end_controller()
+        except Exception as error:  # whatever Ray has: the server ends all the same
+            logger.warning("Serve's controller goes on while the server ends: %s", error)
         stop_listening(folder, config.grace_s)
 
 

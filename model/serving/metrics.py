@@ -30,6 +30,9 @@ RETRIES = Counter(
 IN_FLIGHT = Gauge(
     "inference_requests_in_flight", "Requests admitted and not yet answered", ["model"], **SUM
 )
+OPEN = Gauge(
+    "inference_http_requests_open", "Requests over HTTP that arrive or are worked on", **SUM
+)
 ADMISSION_LIMIT = Gauge(
     "inference_admission_limit",
     "Requests that may be in flight; more are rejected",
@@ -77,12 +80,12 @@ def forget_the_dead(folder: Path) -> None:
                 mark_process_dead(pid, str(folder))
 
 
-def in_flight(folder: Path) -> float:
-    """Of the requests that processes which count in a folder have admitted, those not answered."""
+def is_busy(folder: Path) -> bool:
+    """Whether a process that counts in a folder has a request that it has not answered."""
     forget_the_dead(folder)
-    [gauge] = IN_FLIGHT.describe()
-    families = (family for family in of_all(folder).collect() if family.name == gauge.name)
-    return sum(sample.value for family in families for sample in family.samples)
+    names = {metric.name for gauge in (OPEN, IN_FLIGHT) for metric in gauge.describe()}
+    found = (family for family in of_all(folder).collect() if family.name in names)
+    return any(sample.value for family in found for sample in family.samples)
 
 
 def refresh() -> None:

@@ -76,7 +76,7 @@ def main() -> None:
                 if isinstance(failure, str):
                     what = "what failed" if name == APPLICATION else "it"
                     raise CannotStart(
-                        f"{name} could not be loaded again, and {what} goes on as it was: {failure}"
+                        f"{name} could not be loaded again ({failure}): {what} goes on as it was"
                     )
     print(config.describe(), flush=True)
 
