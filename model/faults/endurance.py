@@ -130,8 +130,19 @@ def _sizes(server: ServerProcess) -> Sizes:
         there = server.processes()
     for process in there:
         with contextlib.suppress(psutil.Error):  # it has ended
-            found[process] = process.memory_full_info().uss / 1e6, process.num_fds()
+            found[process] = _own_mb(process), process.num_fds()
     return found
+
+
+def _own_mb(process: psutil.Process) -> float:
+    """The memory that a process has filled itself.
+
+    What it maps of files is left out: that is its own or shared, as other processes of the same
+    program come and go.
+    """
+    info = process.memory_info()
+    own = info.rss - info.shared if hasattr(info, "shared") else process.memory_full_info().uss
+    return own / 1e6
 
 
 def _title(process: psutil.Process) -> str:
