@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +303,16 @@ def test_the_name_of_the_first_model_is_read_off_the_command_line():
     assert _model_name(("--workers", "2", "a=app.models:Model", "b=app:Other")) == "a"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell started this in the background, and had
+    it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_generator_lives_apart():
     """It imports nothing heavy, works under a running event loop, and ends with its caller."""
     heavy = "{'torch', 'kserve', 'ray', 'requests'} & set(sys.modules)"
