@@ -51,11 +51,7 @@ LIVE = {
         ("asyncio.wait_for(self.handle.healthy.remote(), 5)", "self.handle.healthy.remote()"),
     ],  # as it stands it does not retry
     "serve_batch": [],  # as it stands it gathers none; other mistakes have tests of their own
-    "gathering": [
-        ("while self.waiting and self.free:", "while self.waiting:"),
-        ("self.waiting[:16], self.waiting[16:]", "[self.waiting[0]], self.waiting[1:]"),
-        ("self.waiting[:16], self.waiting[16:]", "self.waiting, []"),
-    ],
+    "gathering": [("self.waiting[:16], self.waiting[16:]", "self.waiting, []")],
     "tickets": [
         ("raise InvalidInput", "raise ValueError"),
         ("isinstance(texts, list) and texts", "texts"),
