@@ -130,6 +130,39 @@ def test_servers_on_one_machine_have_replicas_of_their_own(tmp_path_factory):
                 assert response.outputs[0].as_numpy().tolist() == COUNTS
 
 
+COUNTING = """
+from pathlib import Path
+from kserve import Model
+
+class Counting(Model):
+    loads = 0
+    def load(self):
+        if Path("broken", self.name).exists():
+            raise OSError("its file is lost")
+        self.loads += 1
+        self.ready = True
+        return True
+    def predict(self, payload, headers=None):
+        return {"predictions": [self.loads]}
+"""
+
+
+def test_each_of_several_models_is_loaded_again(tmp_path):
+    """Also after one that cannot be, which goes on as it was, and is named."""
+    (tmp_path / "counting.py").write_text(COUNTING)
+    options = ["--topology", "ingress", "--num_replicas", "1", *LEAN]
+    models = ["a=counting:Counting", "b=counting:Counting"]
+    server = ServerProcess("model.serving", *models, *options, folder=tmp_path, **fresh_token())
+    with server:
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "a").touch()
+        with pytest.raises(RuntimeError, match="a: OSError: its file is lost.*what failed goes on"):
+            inject.redeploy(server, "--model_name", "a", "--reload", *options)
+        for name, loads in (("a", 1), ("b", 2)):
+            url = f"{server.url}/v1/models/{name}:predict"
+            assert requests.post(url, json={"instances": [1]}).json() == {"predictions": [loads]}
+
+
 @pytest.fixture(scope="module")
 def one() -> Iterator[ServerProcess]:
     """One replica, at which two requests may wait; then there is none for a while."""
