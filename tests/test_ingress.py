@@ -91,14 +91,20 @@ def test_it_is_ready_when_haproxy_knows_every_replica(tmp_path):
         assert len(workers(server)) == 2
 
 
+ONE = ["--topology", "ingress", "--num_replicas", "1", *LEAN]
+
+
+def a_and_b(folder: Path, name: str, source: str) -> ServerProcess:
+    """One replica with two models, `a` and `b`, of the class that a source defines."""
+    (folder / "models_here.py").write_text(source)
+    models = [f"{model}=models_here:{name}" for model in "ab"]
+    return ServerProcess("model.serving", *models, *ONE, folder=folder, **fresh_token())
+
+
 def test_models_that_an_update_does_not_name_stay(tmp_path):
     """All of them are in one application."""
-    (tmp_path / "late.py").write_text(LATE)
-    options = ["--topology", "ingress", "--num_replicas", "1", *LEAN]
-    models = ["a=late:Late", "b=late:Late"]
-    server = ServerProcess("model.serving", *models, *options, folder=tmp_path, **fresh_token())
-    with server:
-        inject.redeploy(server, "--model_name", "b", "--max_queued_requests", "7", *options)
+    with a_and_b(tmp_path, "Late", LATE) as server:
+        inject.redeploy(server, "--model_name", "b", "--max_queued_requests", "7", *ONE)
         for name in "ab":
             url = f"{server.url}/v1/models/{name}:predict"
             # HAProxy may hear of the new replica a moment later.
@@ -149,15 +155,11 @@ class Counting(Model):
 
 def test_each_of_several_models_is_loaded_again(tmp_path):
     """Also after one that cannot be, which goes on as it was, and is named."""
-    (tmp_path / "counting.py").write_text(COUNTING)
-    options = ["--topology", "ingress", "--num_replicas", "1", *LEAN]
-    models = ["a=counting:Counting", "b=counting:Counting"]
-    server = ServerProcess("model.serving", *models, *options, folder=tmp_path, **fresh_token())
-    with server:
+    with a_and_b(tmp_path, "Counting", COUNTING) as server:
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "a").touch()
         with pytest.raises(RuntimeError, match="a: OSError: its file is lost.*what failed goes on"):
-            inject.redeploy(server, "--model_name", "a", "--reload", *options)
+            inject.redeploy(server, "--model_name", "a", "--reload", *ONE)
         for name, loads in (("a", 1), ("b", 2)):
             url = f"{server.url}/v1/models/{name}:predict"
             assert requests.post(url, json={"instances": [1]}).json() == {"predictions": [loads]}
@@ -198,14 +200,10 @@ def test_without_any_replica_clients_are_told_to_try_again(one):
         assert {_status(each) for each in found} <= {None, 503, 200}, found
         return found[-1]
 
-    [controller] = inject.helpers(one, "ray::ServeController")
-    controller.suspend()  # it would start others
-    try:
+    with inject.nothing_restarted(one):
         inject.kill_helper(one, "ray::ProxyActor")  # Ray's fallback, which waits for a replica
         inject.kill_all(one)
         told = answered(503, 20)
-    finally:
-        controller.resume()
     assert told.headers["Retry-After"] == "1" and "try again" in told.json()["error"]
     answered(200, 40)
 

@@ -80,18 +80,9 @@ def check_serve_batch(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
     the number of failed requests. Not called where the file says already that a batch has one
     request, or the network one call for each. Returns whether the server is right.
     """
-    source = file.read_text()
-    if re.search(r"^ *@serve\.batch\(.*max_batch_size=1\b", source, re.M):
-        return _not_yet("predict_together gathers nothing, max_batch_size is 1")
-    try:
-        if _network_in_a_loop(source):
-            return _not_yet("self.network is called in a loop, once for each request")
-        log, failed = run()
-    except SyntaxError as error:
-        return _not_yet(f"{file.name}, line {error.lineno}: {error.msg}")
-    except RuntimeError as error:
-        return _not_yet(cannot_start(error))
-    return _gathers(log, failed, "predict_together", "is there a pair for each?")
+    if (loaded := _loaded(file, run, _one_by_one)) is None:
+        return False
+    return _gathers(*loaded, "predict_together", "is there a pair for each?")
 
 
 def check_gathering(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
@@ -99,17 +90,39 @@ def check_gathering(file: Path, run: Callable[[], tuple[str, int]]) -> bool:
 
     file: the learner's `GatheringModel`. run: as of check_serve_batch. Returns whether it is right.
     """
-    try:
-        compile(file.read_text(), file.name, "exec")
-        log, failed = run()
-    except SyntaxError as error:
-        return _not_yet(f"{file.name}, line {error.lineno}: {error.msg}")
-    except RuntimeError as error:
-        return _not_yet(cannot_start(error))
-    sizes = batch_sizes(log, BATCH)
+    if (loaded := _loaded(file, run)) is None:
+        return False
+    sizes = batch_sizes(loaded[0], BATCH)
     if max(sizes, default=0) > LARGEST:
         return _not_yet(f"a batch had {max(sizes)} requests, more than {LARGEST}")
-    return _gathers(log, failed, "send_batches", "is each batch sent once?")
+    return _gathers(*loaded, "send_batches", "is each batch sent once?")
+
+
+def _loaded(
+    file: Path,
+    run: Callable[[], tuple[str, int]],
+    wrong: Callable[[str], str] = lambda source: "",
+) -> tuple[str, int] | None:
+    """What `run` returns; None where the file cannot run or its source is wrong: it says why."""
+    source = file.read_text()
+    try:
+        compile(source, file.name, "exec")
+        if not (why := wrong(source)):
+            return run()
+    except SyntaxError as error:
+        why = f"{file.name}, line {error.lineno}: {error.msg}"
+    except RuntimeError as error:
+        why = cannot_start(error)
+    _not_yet(why)
+    return None
+
+
+def _one_by_one(source: str) -> str:
+    """Why a batch has one request, or is taken apart again, as a source says; or ""."""
+    if re.search(r"^ *@serve\.batch\(.*max_batch_size=1\b", source, re.M):
+        return "predict_together gathers nothing, max_batch_size is 1"
+    in_a_loop = "self.network is called in a loop, once for each request"
+    return in_a_loop if _network_in_a_loop(source) else ""
 
 
 def _gathers(log: str, failed: int, method: str, hint: str) -> bool:

@@ -56,13 +56,9 @@ def _kill_replicas(server: ServerProcess, seconds: float) -> tuple[Experiment, s
         how = ", ".join(f"{count} × {kind}" for kind, count in what.run.errors.items())
         return what, f"a replica was killed, and {lost} of {what.run.sent} requests failed: {how}"
     wait_for_replicas(server, 2)
-    [controller] = inject.helpers(server, "ray::ServeController")
-    controller.suspend()  # it would start others
-    try:
+    with inject.nothing_restarted(server):
         inject.kill_all(server)
         without = [_readiness(server) for _ in range(2)]  # the first may meet dead replicas
-    finally:
-        controller.resume()
     return what, _what_is_wrong(without, lambda: _readiness(server))
 
 

@@ -81,9 +81,9 @@ def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
     """What became of the memory and the open files of each process that is there all the time.
 
     seen: (when, in seconds; sizes). The line is through the medians of each minute, as neighbours
-    among the single values resemble each other; ± is half of its 95 % interval, by
-    Student's t. Both are nan where there are less than four minutes. What grows does so by more
-    than that interval.
+    among the single values resemble each other; ± is half of its 95 % interval, by Student's t.
+    Both are nan where there are less than four minutes. What grows does so by more than that
+    interval.
     """
     if not seen:
         return {}

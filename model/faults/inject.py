@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 
@@ -109,6 +109,17 @@ def slow_down(server: ServerProcess, over: threading.Event) -> str:
     if not stops:
         raise RuntimeError("the replica was not slowed down")
     return f"process stopped for 0.2 s: {stops} times (replica of {len(there)})"
+
+
+@contextlib.contextmanager
+def nothing_restarted(server: ServerProcess) -> Iterator[None]:
+    """In this block Serve's controller stands still: it starts nothing in place of what dies."""
+    [controller] = helpers(server, "ray::ServeController")
+    controller.suspend()
+    try:
+        yield
+    finally:
+        controller.resume()
 
 
 def terminate(server: ServerProcess) -> str:

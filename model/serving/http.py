@@ -42,18 +42,13 @@ class HttpMiddleware:
         request_ids: whether responses get them here (Ray Serve does it, too)."""
         self.app, self._admission, self._limits = app, admission, limits
         self._request_ids = request_ids
-        self._receiving, self._open = receiving, 0
+        self._receiving = receiving
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        self._open += 1
-        OPEN.set(self._open)
-        try:
+        with OPEN.track_inprogress():
             await self._exchange(scope, receive, send)
-        finally:
-            self._open -= 1
-            OPEN.set(self._open)
 
     async def _exchange(self, scope, receive, send) -> None:
         """One request and its response."""

@@ -4,10 +4,10 @@ The fallback is the process to which HAProxy sends requests while there is no re
 HTTP proxy, which waits for one.
 """
 
-import json
 import os
 
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 
 HOOK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:middlewares"}
 FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
@@ -54,9 +54,9 @@ class AroundRay:
         headers = dict(scope["headers"])
         size = int(headers.get(b"content-length", 0))
         if size > self._largest:
-            return await _refuse(send, 413, TOO_LARGE)
+            return await _refusal(413, TOO_LARGE)(scope, receive, send)
         if self._held + size > self._most or b"transfer-encoding" in headers:
-            return await _refuse(send, 503, NO_ROOM)
+            return await _refusal(503, NO_ROOM, {"retry-after": "1"})(scope, receive, send)
         self._held += size
         try:
             await self._app(scope, receive, send)
@@ -64,11 +64,6 @@ class AroundRay:
             self._held -= size
 
 
-async def _refuse(send, status: int, sentence: str) -> None:
-    body = json.dumps({"error": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    headers.append((b"connection", b"close"))  # what is left of the request is not read
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in KServe's form. What is left of the request is not read."""
+    return JSONResponse({"error": sentence}, status, {"connection": "close"} | (headers or {}))
