@@ -20,7 +20,7 @@ from model.serving.config import CannotStart, ServerConfig
 from model.serving.ending import Ending, signals
 from model.serving.grpc_server import GrpcServer
 from model.serving.http_server import HttpServer, uvicorn_config
-from model.serving.machine import process_age
+from model.serving.machine import bound_socket, process_age
 
 Wrap = Callable[[Callable], Callable]  # an ASGI application around another
 
@@ -101,6 +101,8 @@ def _serve_with_workers(
     factory = functools.partial(_worker_application, models, config, wrap)
     more = {"factory": True, "workers": config.endpoint.workers}
     workers = uvicorn_config(factory, config.endpoint, config.grace_s, **more)
+    listener = bound_socket(config.endpoint.host, config.endpoint.http_port)
+    listener.set_inheritable(True)
     application = create_application(models, config)
     started, ended = Future(), threading.Event()
 
@@ -121,7 +123,7 @@ def _serve_with_workers(
     thread.start()
     try:
         started.result()
-        _Workers(workers, [workers.bind_socket()], ended).run()
+        _Workers(workers, [listener], ended).run()
     finally:
         ended.set()
         thread.join()
