@@ -257,9 +257,9 @@ def test_the_number_of_replicas_follows_the_load():
     with ServerProcess("model.serving", *options, **fresh_token()) as server:
         count = f"inference_replicas {server.name}"
         assert metrics(server)[count] == 1
-        many = run_experiment(server, "", work(), 30, clients=16, keep_headers=True)
+        many = run_experiment(server, "", work(), 20, clients=16, keep_headers=True)
         assert len({headers["x-worker"] for headers in many.run.headers}) == 2
-        few = run_experiment(server, "", work(), 20, clients=1)
+        few = run_experiment(server, "", work(), 12, clients=1)
         assert until(lambda: metrics(server)[count] == 1, 30)
         for found in (many, few):
             assert (found.failed, found.rejected) == (0, 0), found.run.errors

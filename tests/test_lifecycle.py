@@ -258,6 +258,48 @@ def test_a_server_that_cannot_load_its_model(traces, tmp_path):
     assert traces.left() == []
 
 
+ONCE = """
+from kserve import Model
+
+class Once(Model):
+    def load(self):
+        open("loaded", "x").close()
+        self.ready = True
+        return True
+    def predict(self, payload, headers=None):
+        return {"predictions": payload["instances"]}
+"""
+
+
+@pytest.mark.long
+def test_a_worker_that_cannot_load_its_model(tmp_path):
+    """Where the process that starts it could: the server ends, rather than refuse one request in
+    two."""
+    (tmp_path / "once.py").write_text(ONCE)
+    options = ["once:Once", "--in_process", "--workers", "2"]
+    with pytest.raises(RuntimeError, match="--workers could not load"):
+        ServerProcess("model.serving", *options, folder=tmp_path)
+
+
+@pytest.mark.long
+def test_workers_that_end_take_no_connections(traces):
+    """While one still answers, whoever comes is refused at once."""
+    server = ServerProcess("model.serving", BUSY, "--in_process", "--workers", "2", **traces.env)
+    address = ("127.0.0.1", ports(server)[0])
+
+    def refused() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(address) != 0
+
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(requests.post, server.predict, json={"instances": [5]}, timeout=60)
+        assert until(lambda: metrics(server)[f"inference_requests_in_flight {server.name}"] == 1)
+        server.process.terminate()
+        assert until(refused, 4) and not answer.done()
+        assert answer.result().status_code == 200
+    assert_ends(server, traces)
+
+
 def test_no_cluster_at_the_address():
     """--address where no Ray is: one sentence, in a moment."""
     address = f"127.0.0.1:{free_port()}"

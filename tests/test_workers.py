@@ -1,8 +1,12 @@
 """gRPC beside the processes of `--workers`: it ends with them, and they do not run without it."""
 
 import asyncio
+import contextlib
+import errno
+import pickle
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +73,11 @@ def test_without_grpc_there_are_no_workers(monkeypatch):
     assert not started
 
 
+def sockets_of_two(workers: Multiprocess) -> list[socket.socket]:
+    """What each of two processes gets."""
+    return [pickle.loads(pickle.dumps(workers.sockets))[0] for _ in range(2)]
+
+
 def test_responses_of_a_worker_are_not_held_back(monkeypatch):
     """What asyncio accepts there has TCP_NODELAY. Without it a response waits 40 ms for the client
     to acknowledge its headers; CI saw that as batches of 7, 1 and 1 of 8 clients."""
@@ -85,5 +94,43 @@ def test_responses_of_a_worker_are_not_held_back(monkeypatch):
             await reader.read()
             writer.close()
 
-    serve(monkeypatch, lambda workers: asyncio.run(accept(workers.sockets[0])), free_port())
+    def run(workers: Multiprocess) -> None:
+        first, second = sockets_of_two(workers)
+        with second:
+            asyncio.run(accept(first))
+
+    serve(monkeypatch, run, free_port())
     assert seen == [1]
+
+
+def accepted(listener: socket.socket) -> int:
+    """How many connections wait there."""
+    number = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            number += 1
+    return number
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one gets all")
+def test_connections_are_shared_out(monkeypatch):
+    """None of two workers gets all of fifty; and the process that starts them takes none."""
+    taken = []
+
+    def run(workers: Multiprocess) -> None:
+        with contextlib.ExitStack() as stack:
+            both = [stack.enter_context(each) for each in sockets_of_two(workers)]
+            for each in both:
+                each.listen(50)
+                each.setblocking(False)
+            address = both[0].getsockname()
+            for _ in range(50):
+                stack.enter_context(socket.create_connection(address))
+            taken.extend(accepted(each) for each in both)
+        with socket.socket() as client:
+            taken.append(client.connect_ex(address))
+
+    serve(monkeypatch, run, free_port())
+    first, second, refused = taken
+    assert first + second == 50 and first and second and refused == errno.ECONNREFUSED

@@ -95,16 +95,19 @@ def hold_port(host: str, port: int) -> None:
         held.close()
 
 
-def bound_socket(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int, shared: bool = False) -> socket.socket:
     """A TCP socket that has the port and does not listen yet. Raises OSError and OverflowError.
 
-    It says that it is TCP: else asyncio does not set TCP_NODELAY on what it accepts, and each
-    response waits 40 ms for the client to acknowledge its headers.
+    shared: others of this kind may have the port, too. It says that it is TCP: else asyncio does
+    not set TCP_NODELAY on what it accepts, and each response waits 40 ms for the client to
+    acknowledge its headers.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     held = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind((host, port))
     except BaseException:
         held.close()

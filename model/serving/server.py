@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import gc
-import socket
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import uvicorn
 from kserve.logging import logger
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
@@ -22,6 +24,7 @@ from model.serving.grpc_server import GrpcServer
 from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import bound_socket, process_age
 
+LOOK_S = 0.05  # a process that serves answers within that
 Wrap = Callable[[Callable], Callable]  # an ASGI application around another
 
 warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's affair
@@ -98,11 +101,6 @@ def _serve_with_workers(
     models: list[BatchedModel], config: ServerConfig, wrap: Wrap | None
 ) -> None:
     """HTTP in processes that load the models themselves; gRPC here, in a thread of its own."""
-    factory = functools.partial(_worker_application, models, config, wrap)
-    more = {"factory": True, "workers": config.endpoint.workers}
-    workers = uvicorn_config(factory, config.endpoint, config.grace_s, **more)
-    listener = bound_socket(config.endpoint.host, config.endpoint.http_port)
-    listener.set_inheritable(True)
     application = create_application(models, config)
     started, ended = Future(), threading.Event()
 
@@ -113,9 +111,7 @@ def _serve_with_workers(
             started.set_exception(error)
             return
         started.set_result(None)
-        announcement = asyncio.create_task(_announce(config))
         await asyncio.to_thread(ended.wait)
-        announcement.cancel()
         if rpc:
             await rpc.stop(config.grace_s)
 
@@ -123,24 +119,63 @@ def _serve_with_workers(
     thread.start()
     try:
         started.result()
-        _Workers(workers, [listener], ended).run()
+        _Workers(functools.partial(_worker_application, models, config, wrap), config, ended).run()
     finally:
         ended.set()
         thread.join()
 
 
 class _Workers(Multiprocess):
-    """uvicorn's processes. `ended` is set as they are told to end, for gRPC to end beside them."""
+    """uvicorn's processes, and the ready line once each of them serves."""
 
-    def __init__(
-        self, config: uvicorn.Config, sockets: list[socket.socket], ended: threading.Event
-    ) -> None:
-        super().__init__(config, sockets)
-        self._ended = ended
+    def __init__(self, factory: Callable, config: ServerConfig, ended: threading.Event) -> None:
+        """factory: of the application, in each process. ended: set as they are told to end, for
+        gRPC to end beside them."""
+        endpoint = config.endpoint
+        more = {"factory": True, "workers": endpoint.workers}
+        how = _Listener if sys.platform == "linux" else bound_socket
+        listener = how(endpoint.host, endpoint.http_port)
+        super().__init__(uvicorn_config(factory, endpoint, config.grace_s, **more), [listener])
+        self._server, self._ended, self._announced = config, ended, False
+        self._ready: set[Process] = set()
+
+    def run(self) -> None:
+        """Until a signal. Raises CannotStart where a process cannot load what was loaded here."""
+        super().run()
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            raise CannotStart("a process of --workers could not load its models: see above")
+
+    def keep_subprocess_alive(self) -> None:
+        """Twice a second. One that starts is left alone: uvicorn would wait for its answer, for as
+        long as an import takes, or for a minute where it ends, and obey no signal meanwhile."""
+        starting = [process for process in self.processes if process not in self._ready]
+        self._ready.update(process for process in starting if process.is_ready(LOOK_S))
+        if all(process.process.is_alive() for process in self.processes):
+            if not self._ready.issuperset(self.processes):
+                return
+            if not self._announced:
+                self._announced = True
+                announce(self._server)
+        super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
         self._ended.set()
         super().terminate_all()
+
+
+class _Listener:
+    """What becomes a socket of its own in each process that it is sent to; Linux shares out the
+    connections.
+
+    Of a socket that processes share, one may take all connections; and the process that started
+    them has it, too: it would go on accepting while they end.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+
+    def __reduce__(self) -> tuple:
+        return bound_socket, (*self._address, True)
 
 
 def _leave_to_itself() -> None:
@@ -154,9 +189,11 @@ def _leave_to_itself() -> None:
 
 
 def _worker_application(models: list[BatchedModel], config: ServerConfig, wrap: Wrap | None):
-    """What uvicorn calls in each process of `--workers`."""
+    """What uvicorn calls in each process of `--workers`; ends it where a model does not load."""
     for model in models:
-        model.load()
+        if not model.load() and any(model.name == served.name for served in config.models):
+            print(f"not served: {model.failure}", flush=True)
+            sys.exit(STARTUP_FAILURE)
     _leave_to_itself()
     asgi = create_application(models, config).asgi
     return wrap(asgi) if wrap else asgi

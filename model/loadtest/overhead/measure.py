@@ -14,7 +14,7 @@ TIMED = "--model timed --workers 2"
 BY_GRPC = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
 PLAIN, IN_FRONT, INGRESS = "plain KServe", "KServe in front (ours)", "KServe in each replica (ours)"
 STOCK = "stock RayModel"
-WAYS = {  # each with two processes that hold the model, but plain KServe and ours in process
+WAYS = {  # each with two processes that hold the model, but where one is all: in process
     PLAIN: Configuration(f"{PAYS}.plain_server"),
     STOCK: Configuration(f"{PAYS}.ray_server"),
     "RayModel, by gRPC": Configuration(f"{PAYS}.ray_server", env=BY_GRPC),
@@ -23,6 +23,9 @@ WAYS = {  # each with two processes that hold the model, but plain KServe and ou
     ),
     "Ray Serve, HAProxy": Configuration(f"{PEERS}.ray_serve_server", f"{TIMED} --max_batch_size 1"),
     "in process (ours)": Configuration("model.serving", f"{MODEL} --in_process"),
+    "in process, 2 workers (ours)": Configuration(
+        "model.serving", f"{MODEL} --in_process --workers 2"
+    ),
     IN_FRONT: Configuration("model.serving", f"{MODEL} --num_replicas 2"),
     INGRESS: Configuration("model.serving", f"{MODEL} --num_replicas 2 --topology ingress"),
     "LitServe": Configuration(
