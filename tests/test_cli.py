@@ -171,7 +171,8 @@ WRONG_FOR_ALL = {  # what is typed: what the sentence must name
     "--workers 2": "--num_replicas",
     "--workers 0": "--workers",
     "--workers -1": "--workers",
-    "--max_threads 0": "--max_threads",
+    "--max_threads 4": "--max_threads has no effect",
+    "--topology ingress --event-loop uvloop": "leave --event-loop",
     "--max_asyncio_workers 2": "--max_asyncio_workers has no effect",
     "--num_replicas 0": "--num_replicas",
     "--num_replicas two": "--num_replicas",
@@ -300,7 +301,7 @@ def test_a_refusal_as_a_user_sees_it(argv, taken):
     assert ended.stderr.count("\n") == 1 and taken in ended.stderr
 
 
-LISTED = {"--http_port", "--grpc_port", "--model_name", "--workers", "--max_threads"}
+LISTED = {"--http_port", "--grpc_port", "--model_name", "--workers"}
 LISTED |= {"--enable_grpc", "--ssl_certfile", "--host", "--set", "--threads", "--batching"}
 LISTED |= {"--max_body_mb", "--repository_api", "--access_log", "--max_queued_requests"}
 LISTED |= {"--num_replicas", "--cpus_per_replica", "--gpus_per_replica", "--max_ongoing_requests"}

@@ -36,6 +36,8 @@ def experiment(*answered: float, ends: bool = False) -> Experiment:
         ((3, 6, 9, 14), False, 3),  # the last one came after the load
         ((3, 6, 9, 14), True, 3),
         ((3, 14), False, 7),
+        ((1, 2, 14), True, 1),
+        ((14,), False, math.inf),
         ((), False, math.inf),
         ((), True, math.inf),
     ],

@@ -1,6 +1,7 @@
 """What a gRPC message does to HTTP bodies that arrive: it comes at once, and may be too much."""
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 
 import grpc
@@ -25,7 +26,7 @@ def context() -> SimpleNamespace:
     )
 
 
-async def called(receiving: Receiving, size: int) -> str:
+async def called(receiving: Receiving, size: int, call: SimpleNamespace | None = None) -> str:
     """What becomes of a gRPC call with a message of a size."""
     request = SimpleNamespace(model_name="m", ByteSize=lambda: size)
 
@@ -33,7 +34,7 @@ async def called(receiving: Receiving, size: int) -> str:
         return f"answered beside {receiving.total - size}"
 
     return await AdmissionInterceptor(Admission(["m"], 1), receiving).admitted(
-        infer, request, context()
+        infer, request, call or context()
     )
 
 
@@ -63,3 +64,23 @@ def test_a_message_too_large_throws_nobody_out():
         assert receiving.total == 0
 
     asyncio.run(asyncio.wait_for(main(), 5))
+
+
+@pytest.mark.parametrize("size, status", [(100, None), (101, grpc.StatusCode.RESOURCE_EXHAUSTED)])
+def test_a_message_that_can_never_fit_is_not_to_be_sent_again(size, status):
+    """UNAVAILABLE would have its client try for ever."""
+    said = []
+
+    async def main() -> None:
+        call = context()
+
+        async def abort(code: grpc.StatusCode, why: str) -> None:
+            said.append(code)
+            raise grpc.aio.AbortError(why)
+
+        call.abort = abort
+        await called(Receiving(100), size, call)
+
+    with contextlib.suppress(grpc.aio.AbortError):
+        asyncio.run(main())
+    assert said == [status] * (status is not None)

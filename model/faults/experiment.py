@@ -78,7 +78,8 @@ class Experiment:
         is answered after the load's end does not count. Infinite when nobody was answered.
         """
         end = self.run.seconds  # there is no warm-up
-        done = sorted(min(s.done, end) for s in self.run.samples if s.outcome == RIGHT)
+        right = (s.done for s in self.run.samples if s.outcome == RIGHT)
+        done = sorted(moment for moment in right if moment <= end)
         if not done:
             return math.inf
         moments = [0.0, *done] if self.ends else [0.0, *done, end]

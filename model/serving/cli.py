@@ -24,7 +24,14 @@ from model.serving.config import (
 from model.serving.dispatch import load_rule
 from model.serving.machine import cores, hold_port
 from model.serving.model_class import check_target
-from model.serving.options import RAY_ONLY, Help, Parser, add_options, add_ray_options
+from model.serving.options import (
+    RAY_ONLY,
+    WITHOUT_EFFECT,
+    Help,
+    Parser,
+    add_options,
+    add_ray_options,
+)
 
 # kserve.model_server reads sys.argv as it is imported, and would answer a mistake in it with a
 # page of usage.
@@ -144,6 +151,7 @@ def _parser(module: str, description: str) -> Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(model_name=DEFAULT_NAME, grpc_max_receive_message_length=None)
+    parser.set_defaults(**dict.fromkeys(WITHOUT_EFFECT))
     add_options(parser)
     return parser
 
@@ -249,6 +257,8 @@ def _config(
     ingress = replicas is not None and args.topology == "ingress"
     batching = "frontend" if ingress and args.batching == "replica" else args.batching
     endpoint = _endpoint(parser, args)
+    if ingress and args.event_loop != parser.get_default("event_loop"):
+        parser.error("replicas have Ray's event loop: leave --event-loop or --topology out")
     if ingress and endpoint.certificate:
         parser.error("HAProxy does not speak TLS here: leave --ssl_certfile or --topology out")
     each = max(1, int(replicas.cpus)) if replicas else max(1, cores() // args.workers)
@@ -291,11 +301,11 @@ def _config(
 
 def _check_kserve_options(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse what KServe's own options take and what fails later, or has no effect."""
-    for name in ("workers", "max_threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)} is not a number from 1 on")
-    if args.max_asyncio_workers is not None:
-        parser.error("--max_asyncio_workers has no effect here: leave it out")
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers} is not a number from 1 on")
+    for name in WITHOUT_EFFECT:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name} has no effect here: leave it out")
     if args.access_log_format and find_spec("asgi_logger") is None:
         parser.error(
             "--access_log_format needs a package that is not installed: "
@@ -332,7 +342,6 @@ def _endpoint(parser: Parser, args: argparse.Namespace) -> EndpointConfig:
         grpc_port=args.grpc_port if args.enable_grpc else None,
         grpc_max_receive_bytes=int(args.max_body_mb * 2**20) if receive is None else receive,
         grpc_max_send_bytes=args.grpc_max_send_message_length,
-        grpc_threads=args.max_threads,
         certificate=(args.ssl_keyfile, args.ssl_certfile) if args.ssl_certfile else None,
         drain_s=args.drain_s,
         workers=args.workers,

@@ -54,7 +54,6 @@ class EndpointConfig:
     grpc_port: int | None = 8081  # None: no gRPC
     grpc_max_receive_bytes: int = 64 * 2**20
     grpc_max_send_bytes: int = 8 * 2**20
-    grpc_threads: int = 4
     certificate: tuple[str, str] | None = None  # files of the key and of the certificate
     drain_s: float = 0.0  # after SIGTERM: not ready, and goes on answering
     workers: int = 1  # processes with a copy of the model each; in process only

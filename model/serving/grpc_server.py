@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -23,6 +22,7 @@ from model.serving.receiving import TOO_MUCH, Receiving
 # and who sends a message slowly is not there forever.
 CONNECTION_S = 600
 LAST_CALLS_S = 0.3  # in which those who call are told that the server stops
+TOO_LARGE = "the message is larger than --max_body_memory_mb: send less"
 STOPPING = "the server stops: send the request again, to another one if there is one"
 OUTCOMES = {  # of a call that was aborted; all others failed
     grpc.StatusCode.INVALID_ARGUMENT: "invalid",
@@ -49,7 +49,6 @@ class GrpcServer:
         """call_s: what a call on a connection that is to be closed may still take."""
         self._admission = AdmissionInterceptor(admission, receiving)
         self._server = grpc.aio.server(
-            ThreadPoolExecutor(endpoint.grpc_threads),
             interceptors=(self._admission, StatusInterceptor()),
             options=[
                 ("grpc.max_send_message_length", endpoint.grpc_max_send_bytes),
@@ -139,6 +138,9 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
             context.set_trailing_metadata(_pushback(controller.retry_after_s()))
             await context.abort(grpc.StatusCode.UNAVAILABLE, FULL)
         size = request.ByteSize()
+        if size > self._receiving.limit:
+            controller.count("invalid")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_LARGE)
         arrived(size, context.time_remaining())
         with controller.admitted() as counted, self._receiving.body() as body:
             body.complete()

@@ -188,8 +188,8 @@ def stop_listening(folder: Path, within_s: float) -> None:
     """Have HAProxy close its ports and answer what is in flight, for so long; then it ends.
 
     The first signal is its own. After that it would also wait for clients that keep a connection
-    without a request, for a minute and a half. So it gets SIGTERM once no replica has a request,
-    and the last responses have had half a second to reach their clients.
+    without a request, for a minute and a half. So it gets SIGTERM once no replica has had a
+    request for half a second, in which the last responses reach their clients.
     """
     processes = [
         process
@@ -200,11 +200,15 @@ def stop_listening(folder: Path, within_s: float) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGUSR1)
-    end = time.monotonic() + within_s
-    _, left = psutil.wait_procs(processes, timeout=LAST_REQUEST_S)
-    while left and is_busy(folder / METRICS) and time.monotonic() < end:
+    now = time.monotonic()
+    end, quiet_since = now + within_s, now + LAST_REQUEST_S
+    left = processes
+    while left and (now := time.monotonic()) < end:
+        if is_busy(folder / METRICS):
+            quiet_since = now
+        elif now - quiet_since > LAST_REQUEST_S:
+            break
         _, left = psutil.wait_procs(left, timeout=0.1)
-    _, left = psutil.wait_procs(left, timeout=LAST_REQUEST_S)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

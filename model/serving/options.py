@@ -12,9 +12,11 @@ from model.serving.config import (
     ServerConfig,
 )
 
+# Of KServe's. Threads are for handlers that are no coroutines, of which its gRPC has none, either.
+WITHOUT_EFFECT = ("max_asyncio_workers", "max_threads")
 KSERVE_HELP = {  # of its own options, where they are something else here
     "event_loop": "of the HTTP server: uvloop, or else Python's own (auto is Python's own, too)",
-    "max_asyncio_workers": argparse.SUPPRESS,
+    **dict.fromkeys(WITHOUT_EFFECT, argparse.SUPPRESS),
 }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
-import uvicorn
 from kserve.logging import logger
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
