@@ -172,7 +172,7 @@ WRONG_FOR_ALL = {  # what is typed: what the sentence must name
     "--workers 0": "--workers",
     "--workers -1": "--workers",
     "--max_threads 4": "--max_threads has no effect",
-    "--topology ingress --event-loop uvloop": "leave --event-loop",
+    "--topology ingress --event-loop uvloop": "--topology",
     "--max_asyncio_workers 2": "--max_asyncio_workers has no effect",
     "--num_replicas 0": "--num_replicas",
     "--num_replicas two": "--num_replicas",
