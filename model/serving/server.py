@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import gc
 import sys
 import threading
 import warnings
@@ -19,6 +18,7 @@ from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
 from model.serving.config import CannotStart, ServerConfig
 from model.serving.ending import Ending, signals
+from model.serving.garbage import collect_seldom, leave_what_is_there
 from model.serving.grpc_server import GrpcServer
 from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import bound_socket, process_age
@@ -46,7 +46,8 @@ def serve_models(
             raise CannotStart("; ".join(model.failure for model in models))
         names = [model.name for model in loaded]
         config = replace(config, models=tuple(m for m in config.models if m.name in names))
-        _leave_to_itself()
+        leave_what_is_there()
+        collect_seldom()
         if config.endpoint.workers > 1:
             _serve_with_workers(models, config, wrap)
         else:
@@ -177,23 +178,14 @@ class _Listener:
         return bound_socket, (*self._address, True)
 
 
-def _leave_to_itself() -> None:
-    """Have the garbage collector leave alone what is there already: it stays until the end.
-
-    Looking through all that is imported takes a tenth of a second, each time in the middle of some
-    requests. (Ray Serve does the same in its replicas.)
-    """
-    gc.collect()
-    gc.freeze()
-
-
 def _worker_application(models: list[BatchedModel], config: ServerConfig, wrap: Wrap | None):
     """What uvicorn calls in each process of `--workers`; ends it where a model does not load."""
     for model in models:
         if not model.load() and any(model.name == served.name for served in config.models):
             print(f"not served: {model.failure}", flush=True)
             sys.exit(STARTUP_FAILURE)
-    _leave_to_itself()
+    leave_what_is_there()
+    collect_seldom()
     asgi = create_application(models, config).asgi
     return wrap(asgi) if wrap else asgi
 
