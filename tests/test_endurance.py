@@ -67,12 +67,12 @@ def test_an_hour_has_faults():
 @pytest.mark.alone
 def test_half_a_minute(monkeypatch):
     """Two kills and a redeploy, beside clients that give up and bad requests: nobody notices."""
-    monkeypatch.setattr(endurance, "KILL_EVERY_S", 20)
-    monkeypatch.setattr(endurance, "REDEPLOY_EVERY_S", 40)
+    monkeypatch.setattr(endurance, "KILL_EVERY_S", 14)
+    monkeypatch.setattr(endurance, "REDEPLOY_EVERY_S", 28)
     monkeypatch.setattr(endurance, "LOOK_EVERY_S", 1)
     monkeypatch.setattr(endurance, "MALFORMED_EVERY_S", 2)
     with ours(*HALVES) as server:
-        found = endurance.endurance(server, Workload.drawn(16), 36 / 3600)
+        found = endurance.endurance(server, Workload.drawn(16), 26 / 3600)
     assert (found.failed, found.rejected, found.run.wrong) == (0, 0, 0), found.run.errors
     assert [fault.name for fault in found.faults].count("a replica killed") == 2
     assert "another version" in {fault.name for fault in found.faults}

@@ -330,9 +330,8 @@ def test_alone_a_model_that_cannot_be_loaded_ends_the_server(place, traces, tmp_
     assert sentence == ("custom-model cannot be loaded: NoWeights: the file weights.bin is missing")
 
 
-@pytest.mark.parametrize("place", ["in process", long("replicas")])
-def test_a_wrong_argument_ends_the_server(place, traces, tmp_path_factory):
+def test_a_wrong_argument_ends_the_server(traces, tmp_path_factory):
     """Status 1 and a sentence that names it."""
-    wrong = ["foreign_models:Typed", "--set", "threshold=high", *PLACES[place]]
+    wrong = ["foreign_models:Typed", "--set", "threshold=high", *PLACES["in process"]]
     sentence = cannot_start(empty_folder(tmp_path_factory), traces, *wrong)
     assert "--set threshold=high: give a valid number" in sentence

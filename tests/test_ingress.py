@@ -94,11 +94,12 @@ def test_it_is_ready_when_haproxy_knows_every_replica(tmp_path):
 ONE = ["--topology", "ingress", "--num_replicas", "1", *LEAN]
 
 
-def a_and_b(folder: Path, name: str, source: str) -> ServerProcess:
+def a_and_b(folder: Path, name: str, source: str, *options: str) -> ServerProcess:
     """One replica with two models, `a` and `b`, of the class that a source defines."""
     (folder / "models_here.py").write_text(source)
     models = [f"{model}=models_here:{name}" for model in "ab"]
-    return ServerProcess("model.serving", *models, *ONE, folder=folder, **fresh_token())
+    more = {"folder": folder, **fresh_token()}
+    return ServerProcess("model.serving", *models, *ONE, *options, **more)
 
 
 def test_models_that_an_update_does_not_name_stay(tmp_path):
@@ -153,16 +154,35 @@ class Counting(Model):
 """
 
 
-def test_each_of_several_models_is_loaded_again(tmp_path):
+@pytest.fixture(scope="module")
+def everywhere(tmp_path_factory) -> Iterator[tuple[ServerProcess, Path]]:
+    """A server for other machines, and its folder."""
+    folder = tmp_path_factory.mktemp("everywhere")
+    options = ["--enable_grpc", "false", "--host", "0.0.0.0"]
+    with a_and_b(folder, "Counting", COUNTING, *options) as server:
+        yield server, folder
+
+
+def test_other_machines_reach_haproxy_alone(everywhere):
+    """With --host; what is behind it stays on loopback."""
+    server, _ = everywhere
+    assert until(lambda: "ready after" in server.log.read_text())
+    at = [listening(process) for process in server.processes()]
+    port = int(server.url.rpartition(":")[2])
+    assert {p for found in at for p, ip in found.items() if ip != "127.0.0.1"} == {port}, at
+    assert requests.post(f"{server.url}/v1/models/a:predict", json=BODY, timeout=30).ok
+
+
+def test_each_of_several_models_is_loaded_again(everywhere):
     """Also after one that cannot be, which goes on as it was, and is named."""
-    with a_and_b(tmp_path, "Counting", COUNTING) as server:
-        (tmp_path / "broken").mkdir()
-        (tmp_path / "broken" / "a").touch()
-        with pytest.raises(RuntimeError, match="a: OSError: its file is lost.*what failed goes on"):
-            inject.redeploy(server, "--model_name", "a", "--reload", *ONE)
-        for name, loads in (("a", 1), ("b", 2)):
-            url = f"{server.url}/v1/models/{name}:predict"
-            assert requests.post(url, json={"instances": [1]}).json() == {"predictions": [loads]}
+    server, folder = everywhere
+    (folder / "broken").mkdir()
+    (folder / "broken" / "a").touch()
+    with pytest.raises(RuntimeError, match="a: OSError: its file is lost.*what failed goes on"):
+        inject.redeploy(server, "--model_name", "a", "--reload", *ONE)
+    for name, loads in (("a", 1), ("b", 2)):
+        url = f"{server.url}/v1/models/{name}:predict"
+        assert requests.post(url, json={"instances": [1]}).json() == {"predictions": [loads]}
 
 
 @pytest.fixture(scope="module")
@@ -263,17 +283,6 @@ def test_the_number_of_replicas_follows_the_load():
         assert until(lambda: metrics(server)[count] == 1, 30)
         for found in (many, few):
             assert (found.failed, found.rejected) == (0, 0), found.run.errors
-
-
-def test_other_machines_reach_haproxy_alone():
-    """With --host; what is behind it stays on loopback."""
-    with Fragile("ingress")(1, "--enable_grpc", "false", "--host", "0.0.0.0") as server:
-        assert until(lambda: "ready after" in server.log.read_text())
-        at = [listening(process) for process in server.processes()]
-        port = int(server.url.rpartition(":")[2])
-        everywhere = {p for found in at for p, ip in found.items() if ip != "127.0.0.1"}
-        assert everywhere == {port}, at
-        assert requests.post(server.predict, json=BODY, timeout=30).ok
 
 
 def test_haproxy_ends_with_what_manages_it(one):

@@ -96,16 +96,6 @@ def test_batches_in_the_replica(work):
     assert_batched_and_exact(run)
 
 
-def test_the_stock_server_with_other_values(work):
-    """The stock program with one replica: exact, and without our headers."""
-    with configurations.CONFIGURATIONS["1 replica"].start() as server:
-        run = closed_loop(server.predict, work, 2, 1.5, warmup_s=0.5, keep_headers=True)
-        lines = [" ".join(process.cmdline()) for process in server.processes()]
-    assert run.errors == {} and run.distance < 1e-5 and run.requests > 5
-    assert sum(line.startswith("ray::ServeReplica") for line in lines) == 1
-    assert all("x-worker" not in headers for headers in run.headers)
-
-
 @pytest.mark.parametrize("name", configurations.CONFIGURATIONS)
 def test_every_configuration_is_a_command_line_that_is_accepted(name):
     """So that an option that changes its name is missed here, not after minutes of measuring."""

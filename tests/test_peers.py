@@ -6,14 +6,17 @@ import sys
 
 import pybase64
 import pytest
+import requests
 
 from model.alexnet import shapes
-from model.loadtest import ladder
+from model.loadtest import client, ladder
+from model.loadtest.bodies import v1_body
 from model.loadtest.client import with_reference
-from model.loadtest.configurations import OURS, PEERS
+from model.loadtest.configurations import CONFIGURATIONS, OURS, PEERS
 from model.loadtest.generator import closed_loop
 from model.loadtest.peers import command_line, without_kserve
 from model.loadtest.workload import Workload
+from tests.ways import assert_equal
 
 
 @pytest.mark.parametrize("name", [n for n, p in PEERS.items() if p.module != OURS])
@@ -61,3 +64,14 @@ def test_a_peer_answers_alike(server):
         there = started.processes()
     assert run.errors == {} and run.distance < 1e-5 and run.requests > 4
     assert not any(process.is_running() for process in there)
+
+
+@pytest.mark.long
+def test_the_stock_server_with_other_values(local, images):
+    """Of the ladder, with one replica: exact, and without our headers."""
+    with CONFIGURATIONS["1 replica"].start() as server:
+        assert_equal(client.v1(server, images[:2]), local.classify(images[:2]))
+        headers = requests.post(server.predict, json=v1_body(images[:1]), timeout=60).headers
+        lines = [" ".join(process.cmdline()) for process in server.processes()]
+    assert sum(line.startswith("ray::ServeReplica") for line in lines) == 1
+    assert "x-worker" not in headers
