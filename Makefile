@@ -85,7 +85,7 @@ peers: .venv/.ready
 
 overhead: .venv/.ready
 	@sh model/loadtest/peers/setup.sh litserve
-	@echo "overhead: measuring; leave the machine to it, for about 18 minutes"
+	@echo "overhead: measuring; leave the machine to it, for about 20 minutes"
 	@$(PYTHON_BIN) -m model.loadtest.overhead $(ARGS)
 
 reliability: .venv/.ready
