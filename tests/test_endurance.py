@@ -26,7 +26,10 @@ def seen(of_a_minute, files=lambda minute: 40):
 @pytest.mark.parametrize(
     "mb, says",
     [
-        (lambda minute: 100, r"100 MB, [+-]0\.0 ± 0\.0 MB an hour; open files 40 at first, 40 at"),
+        (
+            lambda minute: 100,
+            r"100 MB, [+-]0\.0 ± 0\.0 MB an hour; least of each .*; open files 40 at first",
+        ),
         (lambda minute: 100 + minute / 3, r"\+20\.0 ± 0\.0 MB an hour \*\*grows\*\*"),
         (lambda minute: 100 + minute // 1 % 2, r"MB, [+-]\d\.\d ± \d\.\d MB an hour;"),
     ],
@@ -42,6 +45,14 @@ def test_open_files_are_told():
     """Those at the beginning, at the end, and the most of a minute."""
     [fact] = endurance.growth(seen(lambda minute: 1, lambda minute: 40 + (minute > 20))).values()
     assert "open files 40 at first, 41 at last, 41 at most" in fact
+
+
+def test_the_least_memory_of_each_ten_minutes():
+    """A queue comes and goes; what is there without it is told beside the slope."""
+    [fact] = endurance.growth(
+        seen(lambda minute: 150 + minute // 10 + 90 * (minute % 10 > 2))
+    ).values()
+    assert "least of each 10 minutes 150, 151, 152; open" in fact, fact
 
 
 def test_a_process_that_comes_or_goes_is_left_out():

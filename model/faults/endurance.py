@@ -33,6 +33,7 @@ KILL_EVERY_S, REDEPLOY_EVERY_S = 300, 1200
 MALFORMED_EVERY_S, LOOK_EVERY_S = 10, 10
 SETTLED = 1 / 3  # of the time; caches and pools fill first
 MOST_MB_AN_HOUR = 10
+PART_MINUTES = 10  # of which the least memory is told: what a process has without a queue
 
 Sizes = dict[psutil.Process, tuple[float, int]]  # of each process: MB of its own, open files
 
@@ -83,7 +84,8 @@ def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
     seen: (when, in seconds; sizes). The line is through the medians of each minute, as neighbours
     among the single values resemble each other; ± is half of its 95 % interval, by Student's t.
     Both are nan where there are less than four minutes. What grows does so by more than that
-    interval.
+    interval. A queue takes memory and gives it back; what leaks raises the least of each ten
+    minutes, too.
     """
     if not seen:
         return {}
@@ -96,12 +98,17 @@ def growth(seen: Sequence[tuple[float, Sizes]]) -> dict[str, str]:
     for process in lasting:
         memory = [statistics.median(s[process][0] for s in each) for each in minutes.values()]
         files = [statistics.median(s[process][1] for s in each) for each in minutes.values()]
+        least: dict[int, float] = {}
+        for minute, mb in zip(minutes, memory, strict=True):
+            part = minute // PART_MINUTES
+            least[part] = min(mb, least.get(part, mb))
         slope, half = _slope(hours, np.array(memory))
         verdict = " **grows**" if slope - half > MOST_MB_AN_HOUR else ""
         title = _title(process)
         titles[title] += 1
         found[f"{title} {titles[title]}"] = (
-            f"{memory[-1]:.0f} MB, {slope:+.1f} ± {half:.1f} MB an hour{verdict}; open files "
+            f"{memory[-1]:.0f} MB, {slope:+.1f} ± {half:.1f} MB an hour{verdict}; least of each "
+            f"{PART_MINUTES} minutes {', '.join(f'{mb:.0f}' for mb in least.values())}; open files "
             f"{files[0]:.0f} at first, {files[-1]:.0f} at last, {max(files):.0f} at most"
         )
     return found
