@@ -28,7 +28,7 @@ from model.loadtest import records
 from model.loadtest.client import with_reference
 from model.loadtest.generator import closed_loop, open_loop
 from model.loadtest.load import Load
-from model.loadtest.run import LOST, RIGHT, Run
+from model.loadtest.run import LOST, RIGHT, Run, Sample
 from model.loadtest.server_process import ServerProcess, _model_name
 from model.loadtest.summary import interleaved, interval, summary
 from model.loadtest.workload import Workload
@@ -398,6 +398,14 @@ def test_cpu_of_replicas_is_told_apart(replicas):
     assert record["errors"] == 0 and record["distance"] is None
     assert "--num_replicas 2" in record["settings"] and "port" not in record["settings"]
     assert record["replicas_cpu"] > record["server_cpu"] > 0 and record["ray_cpu"] > 0
+
+
+def test_throughput_by_share():
+    """A request that lies in the window with a half of its time is half of one."""
+    spans = [(0.0, 2.0, RIGHT), (1.5, 2.0, RIGHT), (2.5, 3.5, RIGHT), (1.0, 2.0, LOST)]
+    samples = [Sample(sent, sent, done, outcome, {}) for sent, done, outcome in spans]
+    run = Run(2.0, 0, 4, {}, 0, 0, [], [], 0, 0, 0, 0, {}, 0.0, samples, [], warmup_s=1.0)
+    assert run.throughput_by_share() == pytest.approx((0.5 + 1 + 0.5) / 2)
 
 
 def test_summary_and_interval():

@@ -11,13 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 
 from model.faults import clients, promises
-from model.faults.experiment import Experiment, Injected
 from model.faults.grpc_clients import REFUSED
 from model.faults.observe import wait_for_replicas
-from model.faults.outcome import Outcome, recovery_s
+from model.faults.outcome import Outcome
 from model.faults.servers import HALVES, ours
 from model.loadtest.joining import fresh_token
-from model.loadtest.run import RIGHT, Run, Sample
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 from tests import taken_out
@@ -148,13 +146,18 @@ def test_large_bodies():
 
 
 @pytest.mark.long
-def test_the_command_at_any_server(served):
+def test_the_command_at_any_server(served, work, tmp_path):
     """`--url`: the half of the table that needs clients only."""
+    body = tmp_path / "body.json"
+    body.write_bytes(work.bodies[0])
     command = [sys.executable, "-m", "model.faults", "malformed", "--url", served.url]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    *_, row = ran.stdout.splitlines()
-    assert row.startswith("| a bad request") and "| yes |" in row
+    for more in ([], ["--body", str(body)]):
+        ran = subprocess.run(
+            [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=90
+        )
+        assert ran.returncode == 0, ran.stderr
+        *_, row = ran.stdout.splitlines()
+        assert row.startswith("| a bad request") and "| yes |" in row, row
 
 
 @pytest.mark.parametrize("promise", taken_out.EDITS)
@@ -164,20 +167,3 @@ def test_the_code_behind_a_promise_is_where_it_is_taken_out(promise):
     assert (ROOT / "model" / "serving" / edit.file).read_text().count(edit.old) == 1
     file, name = edit.test.split("::")
     assert f"\ndef {name}(" in (ROOT / file).read_text()
-
-
-def experiment(latencies: list[tuple[float, float]]) -> Experiment:
-    """With responses at moments, each after a latency, and a fault at 10 s."""
-    samples = [Sample(at - s, at - s, at, RIGHT, {}) for at, s in latencies]
-    run = Run(20, 0, 0, {}, 0, 0, [], [], 0, 0, 0, 0, {}, 1000.0, samples, [])
-    return Experiment("", run, faults=[Injected("", 1010.0, 0, "it happened")])
-
-
-def test_recovery():
-    """Until the median latency of a second is within 1.2 times that of before."""
-    before = [(0.1 * i, 0.1) for i in range(1, 100)]
-    slow = [(10 + 0.1 * i, 0.3) for i in range(1, 31)]
-    good = [(13 + 0.1 * i, 0.11) for i in range(1, 60)]
-    assert 3 <= recovery_s(experiment([*before, *slow, *good])) < 4
-    assert recovery_s(experiment([*before, *good])) == 0
-    assert recovery_s(experiment([*before, *slow])) == float("inf")

@@ -16,9 +16,10 @@ def fit(records: Iterable[tuple[int, float]]) -> tuple[float, float]:
 
     records: (images in the batch, seconds). Raises ValueError when all batches are of one size.
     """
-    images, seconds = np.array(list(records), float).T
-    if len(set(images)) < 2:
+    measured = list(records)
+    if len({images for images, _ in measured}) < 2:
         raise ValueError("measure batches of at least two sizes")
+    images, seconds = np.array(measured, float).T
     slope, fixed = np.polyfit(images, seconds, 1)
     if slope < 0:
         return max(0.0, float(seconds.mean())), 0.0

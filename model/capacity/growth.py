@@ -65,7 +65,8 @@ def measure(
     row["requests in a batch"] = f"{len(headers) / max(1, made):.1f}"
     fewest = min(shares.values()) if len(shares) == replicas else 0
     row["least, most of a replica"] = f"{fewest}, {max(shares.values(), default=0)}"
-    row["p99, ms"] = round(1000 * max(run.quantile(0.99) for run in runs))
+    slowest = 1000 * max(run.quantile(0.99) for run in runs)
+    row["p99, ms"] = round(slowest) if math.isfinite(slowest) else slowest
     used = {part: sum(run.cpu.get(part, 0.0) for run in runs) for part in PARTS}
     cpu = [1000 * cores / (answered or math.nan) for cores in used.values()]
     row["CPU ms a request: front, Ray, replicas"] = ", ".join(f"{value:.2g}" for value in cpu)

@@ -19,7 +19,7 @@ PARTS = {
 def parts(headers: list[dict]) -> dict[str, float]:
     """Where the time of requests went: the mean milliseconds of each part.
 
-    headers: of generator.Run.headers, from a server of model.serving; at least one.
+    headers: of loadtest.run.Run.headers, from a server of model.serving; at least one.
     """
     return {
         part: 1000 * statistics.mean(float(h[end]) - float(h[begin]) for h in headers)
@@ -39,7 +39,7 @@ def rate(records: Iterable[dict], variant: str, clients: int = 32) -> float:
 def operator_sees(snapshots: list[tuple[float, dict]]) -> dict[str, list[tuple[float, float]]]:
     """What a server did over the seconds, from its metrics alone.
 
-    snapshots: of faults.experiment.snapshots, (seconds since 1970, metrics).
+    snapshots: of faults.observe.snapshots, (seconds since 1970, metrics).
     Returns for each quantity its points (seconds since the first snapshot, value).
     """
     arrived, replicas, in_flight, batch = [], [], [], []

@@ -8,19 +8,26 @@ to a server that runs already.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+import requests
+
 from model.faults import clients, promises
+from model.faults.experiment import NotTested
 from model.faults.outcome import Outcome
 from model.faults.servers import HALVES, ours, stock
 from model.loadtest.records import machine
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.tables import print_row
-from model.loadtest.workload import JsonWorkload, Workload
+from model.loadtest.workload import AnyResponse, Workload
 
+# What a server that did not come back from a fault has its clients raise, and its commands.
+BROKEN = (RuntimeError, requests.RequestException, psutil.Error, subprocess.TimeoutExpired)
 Found = Outcome | Iterator[Outcome]
 OF_CLIENTS = ("malformed", "slow_senders", "impatient", "overload")
 OF_ANY: dict[str, Callable[[promises.Start], Found]] = {
@@ -63,22 +70,36 @@ KINDS = {
 }
 
 
-def of_clients(name: str, url: str, work: Workload) -> Outcome:
+def of_clients(name: str, url: str, work: Workload | AnyResponse) -> Iterator[Outcome]:
     """One of the promises to clients. url: of V1 predict. work: for those that send images."""
     if name in ("impatient", "overload") and isinstance(work, Workload):  # requests that take long
         work = Workload(work.images[:16], work.labels[:16], images_per_request=8)
-    return getattr(clients, name)(url, work)
+    yield getattr(clients, name)(url, work)
 
 
 def found(name: str, kind: Kind) -> list[Outcome]:
     """What became of a promise on a kind of server; nothing where it cannot be tested there."""
-    if name not in kind.names:
-        return []
+    return list(tried(name, _found(name, kind))) if name in kind.names else []
+
+
+def _found(name: str, kind: Kind) -> Iterator[Outcome]:
     if name in OF_CLIENTS:
         with kind.server() as server:
-            return [of_clients(name, server.predict, Workload.drawn())]
+            yield from of_clients(name, server.predict, Workload.drawn())
+        return
     outcome = OF_PARTS[name](kind.start)
-    return [outcome] if isinstance(outcome, Outcome) else [*outcome]
+    yield from [outcome] if isinstance(outcome, Outcome) else outcome
+
+
+def tried(name: str, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The outcomes as they come; one that says why, where a promise could not be tested, or where
+    the server did not come back."""
+    try:
+        yield from outcomes
+    except BROKEN as error:
+        kept = None if isinstance(error, NotTested) else False
+        said = str(error).strip() or type(error).__name__
+        yield Outcome(name, "", "", {}, said.splitlines()[0], kept)
 
 
 def rows(names: list[str], kinds: list[str]) -> Iterator[dict[str, str]]:
@@ -86,18 +107,13 @@ def rows(names: list[str], kinds: list[str]) -> Iterator[dict[str, str]]:
     first, *others = (KINDS[kind] for kind in kinds)
     for name in names:
         outcomes = found(name, first)
-        beside = {kind.title: _cells(name, kind, len(outcomes)) for kind in others}
+        beside = {kind.title: found(name, kind) if outcomes else [] for kind in others}
         for i, outcome in enumerate(outcomes):
-            yield outcome.row() | {title: cells[i] for title, cells in beside.items()}
-
-
-def _cells(name: str, kind: Kind, count: int) -> list[str]:
-    try:
-        outcomes = found(name, kind)
-    except RuntimeError as error:  # it did not come back from a fault, say
-        return [f"**no**: {str(error).splitlines()[0]}"] * count
-    said = [f"{'yes' if o.kept else '**no**'}: {o.found}" for o in outcomes]
-    return said + [""] * (count - len(said))
+            cells = (
+                (title, f"{its[i].verdict}: {its[i].found}" if i < len(its) else "")
+                for title, its in beside.items()
+            )
+            yield outcome.row() | dict(cells)
 
 
 def main() -> None:
@@ -120,23 +136,16 @@ def main() -> None:
     print(json.dumps(machine()))
     if args.url:
         url = f"{args.url.rstrip('/')}/v1/models/{args.model_name}:predict"
-        work = AnyResponse(args.body.read_text()) if args.body else Workload.drawn()
-        found_rows = (of_clients(name, url, work).row() for name in names)
+        try:
+            work = AnyResponse(json.loads(args.body.read_text())) if args.body else Workload.drawn()
+        except (OSError, ValueError) as error:
+            parser.error(f"--body: {error}")
+        each = (tried(name, of_clients(name, url, work)) for name in names)
+        found_rows = (outcome.row() for outcomes in each for outcome in outcomes)
     else:
         found_rows = rows(names, args.kinds)
     for i, row in enumerate(found_rows):
         print_row(row, header=i == 0)
-
-
-class AnyResponse(JsonWorkload):
-    """One request, to which any response with status 200 is right."""
-
-    def __init__(self, body: str) -> None:
-        super().__init__([json.loads(body)], [None])
-
-    def judge(self, request: int, body: bytes) -> tuple[str, float]:
-        """It is right."""
-        return "right", 0.0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import math
 import statistics
 import time
 from collections import Counter
@@ -120,10 +121,14 @@ def head(nodes: Nodes, server: ServerProcess, work: Workload, seconds: float = 4
     ]
     name = "Ray's head lost, then a replica; another head, with Redis"
     with snapshots(server) as seen:
-        experiment = run_experiment(server, name, work, seconds, faults)
+        experiment = run_experiment(server, name, work, seconds, faults, keep_headers=True)
     wait_for_replicas(server, 2)
-    facts = experiment.facts
-    facts["from the lost replica to the new one, s"] = time.time() - experiment.faults[1].began
+    facts, killed = experiment.facts, experiment.faults[1].began
+    answered = experiment.run.headers
+    old = {each["x-worker"] for each in answered if each["done"] < killed}
+    by_new = [each["done"] for each in answered if each["x-worker"] not in old]
+    lasted = min(by_new, default=math.inf) - killed
+    facts["from the lost replica to the first response of the new one, s"] = lasted
     facts["probes answered otherwise than 200"] = sum(
         status != "200" for _, statuses in seen for status in statuses.values()
     )

@@ -16,6 +16,11 @@ from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 
 CLIENTS = 16
+AT_ONCE_S = 1.0  # a server that has no room says so within that
+
+
+class NotTested(RuntimeError):
+    """A fault did not happen as it was to, so that nothing is known of what it would have done."""
 
 
 class Fault(NamedTuple):
@@ -64,6 +69,18 @@ class Experiment:
     def failed(self) -> int:
         """Requests that were neither answered nor rejected."""
         return sum(self.run.errors.values()) - self.rejected - self.run.wrong
+
+    @property
+    def given_up(self) -> int:
+        """Requests that got their 503 after a wait: they had been admitted."""
+        rejected = (s for s in self.run.samples if s.outcome == REJECTED)
+        return sum(s.done - s.sent > AT_ONCE_S for s in rejected)
+
+    @property
+    def refused_before(self) -> int:
+        """Requests that were refused a connection before the first fault, so without a reason."""
+        first = min((fault.began for fault in self.faults), default=math.inf) - self.run.began
+        return sum(s.outcome == REFUSED and s.done < first for s in self.run.samples)
 
     @property
     def answered(self) -> int:
@@ -133,7 +150,7 @@ def run_experiment(
     ones after the load only. timeout_s: how long a client waits for a response. ends: the server
     is gone afterwards, and its metrics with it.
 
-    What a step raises is raised here, once the load is over. RuntimeError when a fault left no
+    What a step raises is raised here, once the load is over. NotTested when a fault left no
     evidence that it had an effect, or when none was injected while the load ran.
     """
     before = metrics(server)
@@ -147,7 +164,7 @@ def run_experiment(
             run = open_loop(server.predict, work, rate, seconds, connections=512, **how)
     injected = injector.injected
     if injected and all(fault.began > run.began + seconds for fault in injected):
-        raise RuntimeError(f"{name}: no fault was injected while the load ran")
+        raise NotTested(f"{name}: no fault was injected while the load ran")
     after = before if ends else metrics(server)
     counter = f"inference_requests_total {server.name} answered"
     found = Experiment(
@@ -197,7 +214,7 @@ class _Steps:
         when, began = time.time(), time.monotonic()
         evidence = step.inject()
         if not evidence or not isinstance(evidence, str):
-            raise RuntimeError(f"the fault left no evidence that it had an effect: {step.name}")
+            raise NotTested(f"the fault left no evidence that it had an effect: {step.name}")
         self.injected.append(Injected(step.name, when, time.monotonic() - began, evidence))
 
     def __enter__(self) -> "_Steps":

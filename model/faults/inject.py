@@ -1,7 +1,7 @@
 """Faults that can be injected into a server, and changes that operators make.
 
-Each function returns the evidence that it had an effect, in words, and raises RuntimeError when it
-had none: an experiment whose fault did nothing proves nothing.
+Each function returns the evidence that it had an effect, in words, and raises NotTested when it had
+none: an experiment whose fault did nothing proves nothing.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 
+from model.faults.experiment import NotTested
 from model.faults.observe import replicas
 from model.loadtest.joining import ray_address
 from model.loadtest.server_process import ServerProcess
@@ -44,7 +45,7 @@ def kill_one_at_work(server: ServerProcess) -> str:
             used[replica] = sum(replica.cpu_times()[:2])
             if used[replica] - before >= 0.02:  # seconds; the clock has steps of 0.01
                 return kill([replica], f"replica of {len(there)}, at work")
-    raise RuntimeError("no replica works on anything")
+    raise NotTested("no replica works on anything")
 
 
 def kill_all(server: ServerProcess) -> str:
@@ -72,12 +73,12 @@ def kill(processes: Iterable[psutil.Process], what: str) -> str:
     """SIGKILL to processes, and wait until they are gone. what: they are, for the evidence."""
     processes = list(processes)
     if not processes:
-        raise RuntimeError(f"there is no process to kill: {what}")
+        raise NotTested(f"there is no process to kill: {what}")
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     if not _within(GONE_WITHIN_S, lambda: all(map(is_gone, processes))):
-        raise RuntimeError(f"processes live on after SIGKILL: {what}")
+        raise NotTested(f"processes live on after SIGKILL: {what}")
     return f"processes gone: {len(processes)} ({what})"
 
 
@@ -85,11 +86,11 @@ def stop_one(server: ServerProcess) -> str:
     """SIGSTOP to one of its replicas, at random: it lives, and answers nothing ever again."""
     there = replicas(server)
     if not there:
-        raise RuntimeError("there is no replica to stop")
+        raise NotTested("there is no replica to stop")
     victim = random.choice(there)
     victim.send_signal(signal.SIGSTOP)
     if not _within(GONE_WITHIN_S, lambda: victim.status() == psutil.STATUS_STOPPED):
-        raise RuntimeError("the replica runs on after SIGSTOP")
+        raise NotTested("the replica runs on after SIGSTOP")
     return f"processes stopped: 1 (replica of {len(there)})"
 
 
@@ -97,7 +98,7 @@ def slow_down(server: ServerProcess, over: threading.Event) -> str:
     """Give one of its replicas a third of the time that it would take, until `over` is set."""
     there, stops = replicas(server), 0
     if not there:
-        raise RuntimeError("there is no replica to slow down")
+        raise NotTested("there is no replica to slow down")
     victim = there[0]
     while not over.wait(0.1):
         victim.suspend()
@@ -107,7 +108,7 @@ def slow_down(server: ServerProcess, over: threading.Event) -> str:
         finally:
             victim.resume()
     if not stops:
-        raise RuntimeError("the replica was not slowed down")
+        raise NotTested("the replica was not slowed down")
     return f"process stopped for 0.2 s: {stops} times (replica of {len(there)})"
 
 
@@ -125,7 +126,7 @@ def nothing_restarted(server: ServerProcess) -> Iterator[None]:
 def terminate(server: ServerProcess) -> str:
     """SIGTERM to the server, as a kubelet does; waits until its process has ended."""
     if server.process.poll() is not None:
-        raise RuntimeError("the server had ended before")
+        raise RuntimeError("the server had ended before it was told to")
     server.process.terminate()
     status = server.process.wait(ENDED_WITHIN_S)
     return f"the server's process ended with status {status}"
@@ -136,7 +137,7 @@ def change(server: ServerProcess, *options: str) -> str:
     before = {process.pid for process in replicas(server)}
     redeploy(server, *options)
     if not _within(CHANGED_WITHIN_S, lambda: {p.pid for p in replicas(server)} != before):
-        raise RuntimeError(f"no replica has started or ended: {' '.join(options)}")
+        raise NotTested(f"no replica has started or ended: {' '.join(options)}")
     after = {process.pid for process in replicas(server)}
     return f"replica processes: {len(after - before)} started, {len(before - after)} ended"
 

@@ -51,21 +51,30 @@ class Network:
         return f"the wire of host {number} is {state}"
 
     def sent(self) -> int:
-        """Bytes that went over all wires so far."""
+        """Bytes that went over all wires so far, to hosts and from them."""
         counters = psutil.net_io_counters(pernic=True)
-        return sum(
-            n.bytes_sent for name, n in counters.items() if name.startswith(self.bridge + "-")
-        )
+        wires = (n for name, n in counters.items() if name.startswith(self.bridge + "-"))
+        return sum(n.bytes_sent + n.bytes_recv for n in wires)
 
     def _host(self, number: int) -> str:
         return f"{self.bridge}-host{number}"
 
     def end(self) -> None:
-        """Remove the hosts, whose processes have ended, and the bridge."""
-        for number in range(1, self._hosts + 1):
-            _ip(f"link del {self.bridge}-{number}")
-            _ip(f"netns del {self._host(number)}")
-        _ip(f"link del {self.bridge}")
+        """Remove the hosts, whose processes have ended, and the bridge.
+
+        Raises OSError, once it has tried all, where something could not be removed.
+        """
+        hosts = range(1, self._hosts + 1)
+        commands = [f"link del {self.bridge}-{number}" for number in hosts]
+        commands += [f"netns del {self._host(number)}" for number in hosts]
+        failures = []
+        for command in (*commands, f"link del {self.bridge}"):
+            try:
+                _ip(command)
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def __enter__(self) -> "Network":
         return self

@@ -112,7 +112,7 @@ def _is_replica(process: psutil.Process, token: str | None) -> bool:
 def workers(server: ServerProcess, work: Workload, seconds: float = 3) -> Counter[str]:
     """The loaded models (x-worker) that answer under load, and how often each does."""
     run = closed_loop(server.predict, work, 16, seconds, warmup_s=0.5, keep_headers=True)
-    return Counter(sample.headers["x-worker"] for sample in run.samples if sample.headers)
+    return Counter(headers["x-worker"] for headers in run.headers)
 
 
 def wait_for_replicas(server: ServerProcess, count: int) -> None:

@@ -50,12 +50,19 @@ def limit(
             for worker in workers:
                 worker.stdin.write(f"{size}\n")
                 worker.stdin.flush()
-            rates[size] = sum(float(worker.stdout.readline()) for worker in workers)
+            rates[size] = sum(_rate(worker.stdout.readline()) for worker in workers)
     finally:
         for worker in workers:
             worker.terminate()
             worker.communicate()
     return rates
+
+
+def _rate(line: str) -> float:
+    """What a bare process says; nothing when it has ended."""
+    if not line:
+        raise RuntimeError("a bare process of the model has failed, see its message above")
+    return float(line)
 
 
 def one_alone(precision: str = "float32", memory_format: str = "channels_last") -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -21,6 +22,8 @@ from model.loadtest.run import LOST, REFUSED, REJECTED, RIGHT, UNSENT, WRONG, Ru
 from model.loadtest.workload import Workload
 
 AT_ONCE, AS_TOLD = "at once", "as told"
+OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)  # what this machine lacks, not the server
+MOST_FILES = 65_536
 PAUSE_S = 0.05  # of a closed-loop client that cannot connect: it would try without end
 
 
@@ -28,7 +31,18 @@ def main() -> None:
     """Run the load that stdin holds, pickled; write a byte as it begins, then the pickled Run."""
     load = pickle.load(sys.stdin.buffer)
     gc.disable()  # a collection would hold up requests
+    _open_as_many_files_as_may_be()
     sys.stdout.buffer.write(pickle.dumps(asyncio.run(load.run(_say_that_it_begins))))
+
+
+def _open_as_many_files_as_may_be() -> None:
+    """A connection is one, and some systems start programs with room for 256."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # only Unix has such a limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _say_that_it_begins() -> None:
@@ -153,7 +167,9 @@ class Load:
             outcome = "timed out"
         except ConnectionRefusedError:
             outcome = REFUSED
-        except (OSError, EOFError):
+        except (OSError, EOFError) as error:
+            if getattr(error, "errno", None) in OWN:
+                raise
             outcome = LOST
         except (ValueError, LookupError, asyncio.LimitOverrunError):
             outcome = "not HTTP/1.1"
@@ -207,4 +223,5 @@ class Load:
             began=self.began,
             samples=self.samples,
             retries=self.retries,
+            warmup_s=self.warmup_s,
         )

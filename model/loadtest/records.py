@@ -49,6 +49,7 @@ def measure(
         "error_kinds": ", ".join(f"{kind}: {count}" for kind, count in run.errors.items()),
         "wrong": run.wrong,
         "throughput": run.throughput,
+        "throughput_by_share": run.throughput_by_share(),
         **{f"p{percent}_ms": run.quantile(percent / 100) * 1e3 for percent in (50, 95, 99)},
         "mean_ms": 1e3 * float(np.mean(run.latencies)) if run.latencies else math.nan,
         "p95_from_sent_ms": run.quantile(0.95, from_sent=True) * 1e3,
@@ -66,8 +67,9 @@ def health_checks(
 ) -> dict[str, float]:
     """Latency of health checks, 50 a second at most, while clients load the server: p50 and p99.
 
-    They are sent within the load's window: after its warm-up, before its end. Raises
-    requests.RequestException when one fails.
+    They are sent within the load's window: after its warm-up, before its end, each when the last
+    one is answered, as a kubelet does; so a stall counts once. Raises requests.RequestException
+    when one fails.
     """
     times: list[float] = []
     url, warmup_s, begun = _address(server, work), 1.0, Event()

@@ -53,6 +53,7 @@ class Run:
     # With keep_headers, of the right responses counted: x-…, and `sent` and `done`, since 1970.
     headers: list[dict] = field(repr=False)
     retries: int = 0  # of requests that had been rejected
+    warmup_s: float = 0.0  # before the window
 
     def quantile(self, q: float, from_sent: bool = False) -> float:
         """The latency that a share `q` of the right responses stays within; nan if there are none.
@@ -61,6 +62,17 @@ class Run:
         """
         latencies = self.latencies_from_sent if from_sent else self.latencies
         return float(np.quantile(latencies, q)) if latencies else math.nan
+
+    def throughput_by_share(self) -> float:
+        """Right responses a second, each counted by the share of its time that is in the window.
+
+        For windows that hold few batches, where counting what is done within them is off by up to
+        a batch at either end.
+        """
+        begin, end = self.warmup_s, self.warmup_s + self.seconds
+        right = (s for s in self.samples if s.outcome == RIGHT and s.done > s.sent)
+        shares = ((min(s.done, end) - max(s.sent, begin)) / (s.done - s.sent) for s in right)
+        return sum(max(0.0, share) for share in shares) / self.seconds
 
     def littles_law(self) -> float:
         """Requests in flight, counted / expected: near 1, or the load was not steady."""

@@ -36,8 +36,7 @@ def measure(
     models: (ms, shared) as TimedModel has them. least_s: of a load; one lasts longer where the
     plain server takes longer to serve each client once, and is preceded by as long a warm-up.
     progress: is called after each load. Returns records of records.measure, with ms, shared and
-    seconds_to_ready. Their throughput is clients / mean latency (Little's law for a closed loop):
-    counting would be off by up to a batch at both ends of the window, which holds few of them.
+    seconds_to_ready. Their throughput is Run.throughput_by_share: the windows hold few batches.
     """
     found = []
     with SERVERS[name].start() as server:
@@ -49,7 +48,7 @@ def measure(
                 how = {"seconds": max(least_s, once_s), "warmup_s": max(0.3 * least_s, once_s)}
                 record = records.measure(server, name, work, clients=count, **how)
                 about = {"ms": ms, "shared": shared, "seconds_to_ready": server.seconds_to_ready}
-                about["throughput"] = 1000 * count / record["mean_ms"]
+                about["throughput"] = record["throughput_by_share"]
                 found.append(record | about)
                 progress()
     return found
