@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import enum
+import logging
 import os
 import pickle
 import selectors
@@ -209,6 +212,24 @@ def test_no_rule_exceeds_the_largest_batch():
         batcher = Batcher(work, max_size=4, rule=lambda waiting: 1000)
         await asyncio.gather(*map(batcher, "abcdefghij"))
         assert max(sizes(work)) == 4
+
+    in_virtual_time(main())
+
+
+def test_workers_that_come_later_need_not_wait():
+    """While the only worker has a long batch others come: what waits goes to them."""
+
+    async def main():
+        work, workers = Work(seconds=30), [1]
+        batcher = Batcher(work, lambda: workers[0], max_size=2)
+        asked = [asyncio.ensure_future(batcher(item)) for item in "abc"]
+        await asyncio.sleep(1)
+        assert work.workers == [0]
+        workers[0] = 2
+        await asyncio.sleep(1)
+        assert work.workers == [0, 1]
+        await asyncio.gather(*asked)
+        assert now() < 35
 
     in_virtual_time(main())
 
@@ -510,6 +531,45 @@ def test_the_request_timeout():
     in_virtual_time(main())
 
 
+class Long(Model):
+    """Has no predict_batch, and takes until it may go on."""
+
+    go = threading.Event()
+    seen: list = []
+
+    def predict(self, payload, headers=None):
+        """Wait."""
+        self.seen.append(payload)
+        self.go.wait(20)
+        return payload
+
+
+def test_the_request_timeout_of_a_model_without_batches():
+    """The request that runs and the one behind it: neither waits for the thread, and the second is
+    never begun."""
+
+    async def main():
+        thread = WorkerThread(ModelConfig("long", f"{__name__}:Long"), 1)
+        model = BatchedModel("long", thread, BatchingConfig(), timeout_s=0.2)
+        model.load()
+        asked = [model.predict({"instances": [i]}) for i in range(2)]
+        errors = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+        assert [type(error) for error in errors] == [TimeoutError] * 2
+        Long.go.set()
+        assert await model.predict({"instances": [2]}) == {"instances": [2]}
+        assert [body["instances"] for body in Long.seen] == [[0], [2]]
+
+    asyncio.run(main())
+
+
+def test_what_goes_into_logs_is_one_line():
+    """The id that a client gives its request."""
+    model = BatchedModel("slow", Slow(), BatchingConfig(), timeout_s=1)
+    ids = ["plain-17", "two\nlines", "x" * 1000]
+    made = [model._request({}, {"x-request-id": given}).id for given in ids]
+    assert made[0] == "plain-17" and made[1].isprintable() and len(made[2]) <= 128
+
+
 def test_the_clients_deadline():
     """It ends a request before the server's own limit does, with a sentence that says so."""
 
@@ -590,6 +650,39 @@ class Exits(Model):
         return payload
 
 
+class Panic(BaseException):
+    """As what extensions written in Rust raise; no Exception."""
+
+
+class Panics(Model):
+    """Panics, or cancels itself, in a function or a coroutine, as the request says."""
+
+    async def preprocess(self, payload, headers=None):
+        """On the event loop."""
+        if payload == "coroutine":
+            raise Panic("in Rust")
+        if payload == "cancelled coroutine":
+            raise asyncio.CancelledError
+        return payload
+
+    def predict(self, payload, headers=None):
+        """In the thread."""
+        if payload == "function":
+            raise Panic("in Rust")
+        if payload == "cancelled function":
+            raise asyncio.CancelledError
+        return payload
+
+
+def test_whatever_a_model_raises_fails_its_own_request():
+    """Also what is no Exception; the others of its batch are answered."""
+    bodies = ["coroutine", "cancelled coroutine", "function", "cancelled function", "x"]
+    *errors, good = predict(loaded(Panics), *bodies)
+    assert good == "x"
+    assert [type(error) for error in errors] == [InferenceError] * 4
+    assert [str(error) for error in errors[::2]] == ["RuntimeError: Panic: in Rust"] * 2
+
+
 def test_a_model_that_calls_exit_fails_its_own_request():
     """The server goes on."""
     at_once, left, good = predict(loaded(Exits), "at once", "exit", "x")
@@ -664,6 +757,22 @@ def test_a_batch_that_fails_is_tried_in_parts():
     first, bad, second = predict(loaded(Strict), "first", "bad", "second")
     assert (first, second) == ("first", "second")
     assert isinstance(bad, InferenceError) and str(bad) == "ValueError: it is bad"
+
+
+class Returning(Model):
+    """Returns errors from predict_batch."""
+
+    def predict_batch(self, inputs: list) -> list:
+        """One for the first."""
+        return [KeyError("weights"), *inputs[1:]]
+
+
+def test_an_error_that_predict_batch_returns_is_logged(caplog):
+    """As one that it raises: its author wants to see it."""
+    logging.getLogger("kserve").addHandler(caplog.handler)
+    error, good = predict(loaded(Returning), "first", "second")
+    assert isinstance(error, InferenceError) and good == "second"
+    assert "the model raised" in caplog.text and "KeyError: 'weights'" in caplog.text
 
 
 def test_a_streamed_response_is_refused():
@@ -742,6 +851,50 @@ def test_a_stuck_replica_is_not_healthy():
     asyncio.run(main())
 
 
+class Waits(Model):
+    """A coroutine that waits for what never comes."""
+
+    async def predict(self, payload, headers=None):
+        """For ever."""
+        await asyncio.Event().wait()
+
+
+def test_a_coroutine_that_is_stuck_is_not_healthy():
+    """The watchdog looks at coroutines as at functions; one that is given up no longer counts."""
+
+    async def main():
+        thread = loaded(Waits)
+        busy = asyncio.ensure_future(thread.call(Request("body", {})))
+        await asyncio.sleep(0.3)
+        with pytest.raises(RuntimeError, match="a step of the batch has taken"):
+            await thread.check(watchdog_timeout_s=0.2)
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+        await thread.check(watchdog_timeout_s=0.2)
+
+    asyncio.run(main())
+
+
+class LoadsOnce(Model):
+    """The second `load` says that it has failed, as KServe's models may: by not being ready."""
+
+    loads = 0
+
+    def load(self) -> bool:
+        """Ready at the first."""
+        type(self).loads += 1
+        self.ready = self.loads == 1
+        return self.ready
+
+
+def test_a_reload_that_fails_leaves_the_model_ready():
+    """It goes on as it was, and the failure is told."""
+    thread = loaded(LoadsOnce)
+    with pytest.raises(RuntimeError, match="not ready after load"):
+        thread.reload()
+    assert asyncio.run(thread.healthy())
+
+
 def test_a_replica_whose_model_is_ill_is_not_healthy():
     """As the model itself says."""
 
@@ -787,6 +940,42 @@ def test_a_response_that_cannot_be_pickled_is_an_error_of_its_own_request():
     assert isinstance(wrong, RuntimeError) and "cannot leave the replica" in str(wrong)
     [function] = predict(loaded(Odd), "odd")
     assert function() == 0
+
+
+@dataclasses.dataclass
+class Box:
+    """Of a model's module."""
+
+    label: "Colour"
+    corners: list
+
+
+class Colour(enum.Enum):
+    """Of a model's module."""
+
+    RED = "red"
+
+
+class Own:
+    """Of a model's module, and nothing that JSON has."""
+
+
+class Returns(Model):
+    """Answers with classes of its own module."""
+
+    def predict(self, payload, headers=None):
+        """A dataclass, an object, or the payload."""
+        return {"box": Box(Colour.RED, [1, 2]), "own": Own()}.get(payload, payload)
+
+
+def test_a_frontend_needs_no_class_of_the_models_modules():
+    """A dataclass and an Enum arrive as in JSON; another class is the error of its request."""
+    made = Replica(ModelConfig("own", f"{__name__}:Returns"))
+    answer, _ = asyncio.run(made.predict_batch(batch("box", "own", "x"), 0, 1))
+    assert __name__.encode() not in answer.replace(f"Own of {__name__}".encode(), b"")
+    box, own, good = pickle.loads(answer)
+    assert box.body == {"label": "red", "corners": [1, 2]} and good.body == "x"
+    assert isinstance(own, RuntimeError) and "which only the model knows" in str(own)
 
 
 def test_a_bad_image_spoils_its_own_request_only(local, images):

@@ -84,3 +84,16 @@ def test_a_message_that_can_never_fit_is_not_to_be_sent_again(size, status):
     with contextlib.suppress(grpc.aio.AbortError):
         asyncio.run(main())
     assert said == [status] * (status is not None)
+
+
+def test_only_bodies_that_free_something_give_way():
+    """One of which nothing has arrived stays, however old it is."""
+
+    async def main() -> None:
+        receiving = Receiving(100)
+        with receiving.body() as empty, receiving.body() as old, receiving.body() as new:
+            old.grew(60)
+            new.grew(50)
+            assert (empty.gave_way, old.gave_way, new.gave_way) == (False, True, False)
+
+    asyncio.run(main())

@@ -297,6 +297,31 @@ def test_a_message_that_is_too_large_for_grpc(idempotent):
     assert calls == (["gRPC", "object store"] if idempotent else ["object store"])
 
 
+def test_an_update_may_change_what_the_model_says_of_itself(monkeypatch):
+    """While it goes on, a request may be retried only where both versions say so."""
+    found = [Description([], [], True, True, ModelConfig("m"))]
+    describe = SimpleNamespace(remote=lambda: SimpleNamespace(result=lambda **_: found[0]))
+    handle = SimpleNamespace(describe=describe, app_name="m", deployment_name="m")
+    handle.options = lambda **_: handle
+    deployment = SimpleNamespace(replica_states={"RUNNING": 2})
+    app = SimpleNamespace(deployments={"m": deployment}, status="RUNNING", last_deployed_time_s=1.0)
+    status = SimpleNamespace(applications={"m": app})
+    monkeypatch.setattr(replica_pool.serve, "status", lambda: status)
+    monkeypatch.setattr(replica_pool, "WATCH_PERIOD_S", 0.01)
+    pool = ReplicaPool("m", handle, LimitsConfig())
+    pool.load()
+    try:
+        assert pool.description.idempotent and pool.description.has_predict_batch
+        found[0] = Description([], [], False, False, ModelConfig("m"))
+        app.status, app.last_deployed_time_s = "DEPLOYING", 2.0
+        assert until(lambda: not pool.description.idempotent)
+        assert pool.description.has_predict_batch
+        app.status = "RUNNING"
+        assert until(lambda: not pool.description.has_predict_batch)
+    finally:
+        pool.stop()
+
+
 @pytest.fixture(scope="module")
 def accident(server: ServerProcess, folder: Path) -> dict[str, requests.Response]:
     """Kill the only replica of `mortal` for good, and keep what two clients of it were told."""

@@ -16,10 +16,11 @@ from model.serving.backend import Backend
 from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart
 from model.serving.dispatch import load_rule
-from model.serving.errors import reason
+from model.serving.errors import reason, sentence
 from model.serving.metrics import BATCH_SIZE, QUEUED, follow
 from model.serving.protocol import Request, Response, count_instances, picklable
 
+LONGEST_ID = 128  # characters
 LARGEST_BATCH = 64 * 2**20  # bytes of bodies in one call: it is copied some times on its way
 
 
@@ -102,6 +103,8 @@ class BatchedModel(Model):
     def _request(self, payload: Any, headers: dict | None) -> Request:
         headers = dict(headers or {})
         number = headers.get("x-request-id") or getattr(payload, "id", None) or ""
+        if len(number) > LONGEST_ID or not number.isprintable():  # it goes into logs
+            number = sentence(number)[:LONGEST_ID]
         size = body_size()
         return Request(picklable(payload), headers, number, count_instances(payload, size), size)
 

@@ -10,6 +10,7 @@ from model.serving.dispatch import Rule, Waiting, even_share
 OVERLOAD_S = 2.0  # after a client gave up, so long the newest requests go first
 LONG_S = 5.0  # but those who have waited for longer, whose clients are not of that kind
 REMEMBERED = 8  # batches, of whose durations the shortest counts
+LOOK_AGAIN_S = 0.5  # while items wait: there may be more workers than before
 FRESH_S = 10.0  # and no longer: else deadlines that were once too short would be so for ever
 
 
@@ -60,6 +61,7 @@ class Batcher:
         self._in_flight: dict[int, _Batch] = {}  # by worker index
         self._predicted_arrivals = 0  # the size that waits or arrives soon, as expected
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_again = False
         self._newest_first_until = float("-inf")
         self._durations: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)  # (when, how long)
 
@@ -121,6 +123,15 @@ class Batcher:
                 self._predicted_arrivals -= batch.size
                 self._in_flight[min(free)] = batch
                 batch.task = asyncio.ensure_future(self._run(batch, min(free)))
+        if self._queue and not self._looks_again:
+            self._looks_again = True
+            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        """Workers that came meanwhile need not wait until one of the others has ended its batch."""
+        self._looks_again = False
+        if self._timer is None:
+            self._dispatch()
 
     def _share(self, waited: bool) -> int:
         """How much a free worker gets now."""
@@ -190,7 +201,7 @@ class Batcher:
                 raise RuntimeError(f"{len(results)} results for {len(items)} requests")
             self._durations.append((loop.time(), loop.time() - began))
         except asyncio.CancelledError:  # nobody waits for it any more
-            results = [None] * len(batch.entries)
+            results = [RuntimeError("the batch was cancelled")] * len(batch.entries)
         except Exception as error:
             results = [error] * len(batch.entries)
         finally:  # whatever happened, or the worker would never get another batch

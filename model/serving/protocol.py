@@ -1,6 +1,11 @@
 """What passes between the parts: requests, responses, and what a model says of itself."""
 
 import copy
+import dataclasses
+import enum
+import io
+import pickle
+import sys
 from typing import Any, NamedTuple
 
 from kserve import InferRequest
@@ -8,6 +13,8 @@ from kserve.protocol.infer_type import to_http_parameters
 
 from model.serving.config import ModelConfig
 
+# Whose classes a frontend has, too. It imports nothing else to read a response.
+SHARED = {*sys.stdlib_module_names, "numpy", "pandas", "kserve", "fastapi", "starlette", "pydantic"}
 MOST_UNKNOWN = 2**20  # instances in a request whose size is not known
 
 
@@ -61,3 +68,31 @@ def picklable(body: Any) -> Any:
         body = copy.copy(body)
         body.parameters = to_http_parameters(body.parameters or {})
     return body
+
+
+def pickled(value: Any) -> bytes:
+    """The value for another process of the serving layer, which lacks the model's own classes.
+
+    As in JSON, a dataclass is a dictionary of its fields, and an Enum its value. Raises what pickle
+    raises, TypeError for an object of a class that only the model's modules have.
+    """
+    to = io.BytesIO()
+    _Pickler(to, pickle.HIGHEST_PROTOCOL).dump(value)
+    return to.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        kind = value if isinstance(value, type) or callable(value) else type(value)
+        module = getattr(kind, "__module__", None) or "builtins"
+        if module.partition(".")[0] in SHARED or module.startswith("model.serving."):
+            return NotImplemented  # as pickle does it
+        if isinstance(value, enum.Enum):
+            return type(value.value), (value.value,)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = dataclasses.fields(value)
+            return dict, ({field.name: getattr(value, field.name) for field in fields},)
+        raise TypeError(
+            f"it holds a {getattr(kind, '__qualname__', kind)} of {module}, which only the model "
+            "knows: return numbers, texts, lists, dictionaries, NumPy arrays or an InferResponse"
+        )

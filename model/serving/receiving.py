@@ -39,12 +39,17 @@ class Receiving:
         return self.total - sum(body.size for body in self._arriving) + size <= self.limit
 
     def make_room(self) -> None:
-        """Have bodies give way until the rest is within the limit."""
+        """Have bodies give way until the rest is within the limit; those of which nothing has
+        arrived yet would free nothing."""
         excess = self.total - self.limit
-        while excess > 0 and self._arriving:
-            body, _ = self._arriving.popitem(last=False)
+        if excess <= 0:
+            return
+        for body in [body for body in self._arriving if body.size]:
+            del self._arriving[body]
             excess -= body.size
             body.give_way()
+            if excess <= 0:
+                return
 
 
 class _Body:

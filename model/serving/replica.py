@@ -12,7 +12,7 @@ from model.serving.batcher import Batcher
 from model.serving.config import BatchingConfig, CannotStart, ModelConfig
 from model.serving.dispatch import load_rule
 from model.serving.errors import reason
-from model.serving.protocol import Description, Response
+from model.serving.protocol import Description, Response, pickled
 from model.serving.updates import Updates
 from model.serving.upstream_ray import listen_on_loopback
 from model.serving.worker_thread import WorkerThread
@@ -142,14 +142,14 @@ class Replica(WorkerThread):
 def _pickled(results: list[Response | Exception]) -> bytes:
     """The results; one that cannot be pickled is an error of its own request."""
     try:
-        return pickle.dumps(results, pickle.HIGHEST_PROTOCOL)
+        return pickled(results)
     except Exception:
-        return pickle.dumps([_checked(result) for result in results], pickle.HIGHEST_PROTOCOL)
+        return pickled([_checked(result) for result in results])
 
 
 def _checked(result: Any) -> Any:
     try:
-        pickle.dumps(result)
+        pickled(result)
     except Exception as error:
         return RuntimeError(f"the response cannot leave the replica: {error}")
     return result

@@ -33,6 +33,7 @@ LAST_PAUSE_S = 1.0  # before the last attempt: until whatever takes the replicas
 SHARED_S = 10.0  # for so long after a batch of another frontend was met, there may be more
 ATTEMPTS = 3  # at most so many replicas get a request, one after the other
 LOAD_TIMEOUT_S = 60.0
+DESCRIBE_TIMEOUT_S = 2.0
 
 
 class ReplicaPool:
@@ -65,6 +66,8 @@ class ReplicaPool:
         self._budget = RetryBudget()
         self._frontend = secrets.token_hex(4)  # this one, among those that share the replicas
         self._others_seen = float("-inf")  # when another frontend's batch was met, monotonic
+        self._deployed: float | None = None  # when the application was, as last looked
+        self._described: float | None = None  # of which deployment `description` is
         self._running = 0  # replicas, when last looked
         self._looked = float("-inf")  # when that was, on the monotonic clock
         self._answered = float("-inf")  # when a replica answered last
@@ -87,6 +90,7 @@ class ReplicaPool:
             raise self._translated(error) from None
         self.description = Description(*found)
         self._look()
+        self._described = self._deployed  # no update has been seen since
         self._stopped = False
         self._watch = threading.Thread(target=self._keep_looking, daemon=True)
         self._watch.start()
@@ -164,12 +168,14 @@ class ReplicaPool:
                 if not _lost(error) or not self.description.idempotent:
                     raise self._translated(error) from None
                 # While no replica runs the call waits in vain, and no attempt is made.
-                attempts += 0 if isinstance(error, TimeoutError) and not self._running else 1
+                made = not isinstance(error, TimeoutError) or self._running > 0
+                attempts += made
                 if attempts >= ATTEMPTS or now() > deadline:
                     raise self._translated(error, attempts, len(requests)) from None
-                reason = type(error).__name__
-                RETRIES.labels(self._name, reason).inc(len(requests))
-                logger.warning("retried (%s): %s", reason, ", ".join(r.id for r in requests))
+                if made:
+                    reason = type(error).__name__
+                    RETRIES.labels(self._name, reason).inc(len(requests))
+                    logger.warning("retried (%s): %s", reason, ", ".join(r.id for r in requests))
                 crashed = not isinstance(error, TimeoutError)
                 any_crashed = any_crashed or crashed
             self._look_now.set()
@@ -262,6 +268,12 @@ class ReplicaPool:
         if isinstance(error, RayActorError) and attempts >= ATTEMPTS and requests == 1:
             # Not a 503, after which it would be retried, and crash the next ones.
             return InferenceError(f"Given up after {attempts} attempts, in which replicas crashed.")
+        if _lost(error) and not self.description.idempotent:
+            # Nor here: what may have been done would be done again.
+            return InferenceError(
+                "The replica at work on the request was lost. The request may have been done; its "
+                "model is not idempotent, so it was not sent to another one."
+            )
         if isinstance(error, RayError | RayServeException | grpc.RpcError):
             return ModelNotReady(self._name, "The replica at work on the request was lost.")
         return error
@@ -286,6 +298,22 @@ class ReplicaPool:
         states = deployment.replica_states if deployment else {}
         self._running = sum(states.get(state, 0) for state in SERVING)
         self._looked = time.monotonic()
+        self._deployed = app.last_deployed_time_s if app else self._deployed
+        if self._watch is not None and self._deployed != self._described and self._running:
+            self._describe_again(app.status == "RUNNING")
+
+    def _describe_again(self, done: bool) -> None:
+        """After an update the model may say something else of itself.
+
+        done: whether the update is. Until then replicas of both versions answer, and a request may
+        be retried only where both say so.
+        """
+        found = self._by_reference.describe.remote().result(timeout_s=DESCRIBE_TIMEOUT_S)
+        now = Description(*found)
+        if done:
+            self.description, self._described = now, self._deployed
+        elif not now.idempotent:
+            self.description = self.description._replace(idempotent=False)
 
 
 def _lost(error: Exception) -> bool:

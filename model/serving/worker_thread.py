@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from kserve import Model
@@ -42,7 +43,8 @@ class WorkerThread:
         os.environ["OMP_NUM_THREADS"] = str(self._threads)
         model = make_model(self._config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {model.name}")
-        self._step_began: float | None = None
+        self._step_began: float | None = None  # in the thread
+        self._awaiting: dict[object, float] = {}  # when each step of coroutines began
         self._id = secrets.token_hex(4)
         self._model, self.description = model, self._describe(model)
         handlers = [model.preprocess, model.predict, model.postprocess]
@@ -64,8 +66,17 @@ class WorkerThread:
         return Description(inputs, outputs, batched, idempotent, self._config)
 
     def reload(self) -> None:
-        """Call the model's `load` again, in the caller's thread, while it goes on serving."""
-        self._model.load()
+        """Call the model's `load` again, in the caller's thread, while it goes on serving.
+
+        Where that raises, or leaves the model not ready, it is ready as it was before.
+        """
+        was_ready = self._model.ready
+        try:
+            self._model.load()
+            if was_ready and not self._model.ready:
+                raise RuntimeError("the model is not ready after load()")
+        finally:
+            self._model.ready = was_ready
         self._id = secrets.token_hex(4)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,7 +97,7 @@ class WorkerThread:
     async def call(self, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT) -> Response:
         """The response to one request, outside of any batch; raises its error."""
         step = self._explain if verb is InferenceVerb.EXPLAIN else self._predict
-        [result] = await self._run([request], step)
+        [result] = await self._run([request], step, hold=False)
         if isinstance(result, Exception):
             raise result
         return result
@@ -99,9 +110,9 @@ class WorkerThread:
         return bool(await healthy if inspect.isawaitable(healthy) else healthy)
 
     def stalled_for(self) -> float:
-        """Seconds since the thread began the step that it is in; 0.0 when it is idle."""
-        began = self._step_began
-        return time.monotonic() - began if began else 0.0
+        """Seconds since the step began that has been under way for longest; 0.0 when it is idle."""
+        began = [*self._awaiting.values(), *([self._step_began] if self._step_began else [])]
+        return time.monotonic() - min(began) if began else 0.0
 
     async def check(self, watchdog_timeout_s: float) -> None:
         """Raise RuntimeError when a step of a batch takes longer, or the model is not healthy."""
@@ -116,16 +127,18 @@ class WorkerThread:
         if self._model is not None:
             self._model.stop()
 
-    async def _run(self, requests: Sequence[Request], step: Callable) -> list[Response | Exception]:
+    async def _run(
+        self, requests: Sequence[Request], step: Callable, hold: bool = True
+    ) -> list[Response | Exception]:
         """preprocess each, `step` all, postprocess each; a request that fails takes no next one.
 
         All in one visit to the thread where no handler is a coroutine: each way there and back
-        waits until the other side lets go of Python's lock.
+        waits until the other side lets go of Python's lock. hold: as for _until_done.
         """
         items = [_Item(request) for request in requests]
         if step == self._predict and self._plain:
-            return await self._until_done(lambda stop: self._at_once(items, step, stop))
-        return await self._steps(items, step, self._call)
+            return await self._until_done(self._at_once, (items, step), hold)
+        return await self._steps(items, step, partial(self._call, hold=hold))
 
     def _at_once(
         self, items: list["_Item"], step: Callable, stop: threading.Event
@@ -183,7 +196,7 @@ class WorkerThread:
             wrong = "predict_batch must return a list with one result for each request, which is "
             wrong += f"{len(inputs)} here, not {what}"
             return RuntimeError(wrong)
-        return results
+        return _checked(results)
 
     async def _explain(self, items: list["_Item"], call: "_Call") -> None:
         good = _good(items)
@@ -201,23 +214,35 @@ class WorkerThread:
         ]
         await _each(handler, good, arguments, call)
 
-    async def _call(self, handler: Callable, arguments: list[tuple]) -> list:
+    async def _call(self, handler: Callable, arguments: list[tuple], hold: bool) -> list:
         """What the handler gives for each tuple of arguments; or the exception that it raised."""
-        if inspect.iscoroutinefunction(handler):
+        if not inspect.iscoroutinefunction(handler):
+            return await self._until_done(self._in_thread, (handler, arguments), hold)
+        step = object()
+        self._awaiting[step] = time.monotonic()
+        try:
             waiting = (_awaited(handler, *args) for args in arguments)
             return _checked(await asyncio.gather(*waiting, return_exceptions=True))
-        return await self._until_done(lambda stop: self._in_thread(handler, arguments, stop))
+        finally:
+            del self._awaiting[step]
 
-    async def _until_done(self, work: Callable[[threading.Event], list]) -> list:
+    async def _until_done(self, work: Callable[..., list], arguments: tuple, hold: bool) -> list:
         """Call `work` in the thread. Where this is cancelled the thread stops before the next call
-        of a handler, and the cancellation waits for that: before, the thread is not free."""
-        stop = threading.Event()
-        done = asyncio.get_running_loop().run_in_executor(self._thread, work, stop)
+        of a handler.
+
+        hold: the cancellation waits for that, as for a batch, in whose place the next one comes. A
+        single request waits for no other's call: it may be a long one.
+        """
+        stop, held = threading.Event(), list(arguments)  # the executor keeps what it has not begun
+        done = self._thread.submit(lambda: work(*held, stop))
         try:
-            return await asyncio.shield(done)
+            return await asyncio.shield(asyncio.wrap_future(done))
         except asyncio.CancelledError:
             stop.set()
-            await asyncio.gather(done, return_exceptions=True)
+            if done.cancel():
+                held.clear()
+            elif hold:
+                await asyncio.gather(asyncio.wrap_future(done), return_exceptions=True)
             raise
 
     def _in_thread(self, handler: Callable, arguments: list[tuple], stop: threading.Event) -> list:
@@ -275,23 +300,34 @@ def _attempt(function: Callable, *args: Any) -> Any:
     """What the function returns, or the exception that it raises."""
     try:
         return function(*args)
-    except Exception as error:
-        return error
-    except SystemExit as error:
-        return _of_exit(error)
+    except BaseException as error:
+        return _ordinary(error)
 
 
 async def _awaited(handler: Callable, *args: Any) -> Any:
     """What a coroutine handler returns."""
     try:
         return await handler(*args)
-    except SystemExit as error:
-        raise _of_exit(error) from None
+    except Exception:
+        raise
+    except BaseException as error:
+        if asyncio.current_task().cancelling():  # nobody waits for it any more
+            raise
+        raise _ordinary(error) from None
 
 
-def _of_exit(error: SystemExit) -> Exception:
-    """It would end the event loop, and so the server with all that is in flight."""
-    return RuntimeError(f"the model called sys.exit({'' if error.code is None else error.code})")
+def _ordinary(error: BaseException) -> Exception:
+    """An error of the model as one that ends its own request.
+
+    sys.exit() would end the event loop, and so the server with all that is in flight; a panic in an
+    extension written in Rust, or a cancellation, would leave the batch without a response.
+    """
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, SystemExit):
+        given = "" if error.code is None else error.code
+        return RuntimeError(f"the model called sys.exit({given})")
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _is_default(handler: Callable) -> bool:
