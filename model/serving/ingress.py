@@ -13,7 +13,7 @@ from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
 from model.serving.config import CannotStart, ServerConfig
 from model.serving.errors import reason
-from model.serving.garbage import collect_seldom
+from model.serving.garbage import collect_seldom, give_back_freed
 from model.serving.ingress_grpc import GrpcMethods
 from model.serving.metrics import REPLICAS, forget_the_dead, of_all, refresh
 from model.serving.updates import Updates
@@ -59,6 +59,7 @@ class IngressReplica(GrpcMethods):
         self._application.admission.draining = self._draining
         self.serve_grpc(self._application)
         collect_seldom()
+        give_back_freed()
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         asgi = self._application.asgi
         return _WithMetricsOfAll(asgi, Path(folder)) if folder else asgi

@@ -18,7 +18,7 @@ from model.serving.application import Application, create_application
 from model.serving.batched_model import BatchedModel
 from model.serving.config import CannotStart, ServerConfig
 from model.serving.ending import Ending, signals
-from model.serving.garbage import collect_seldom, leave_what_is_there
+from model.serving.garbage import collect_seldom, give_back_freed, leave_what_is_there
 from model.serving.grpc_server import GrpcServer
 from model.serving.http_server import HttpServer, uvicorn_config
 from model.serving.machine import bound_socket, process_age
@@ -48,6 +48,7 @@ def serve_models(
         config = replace(config, models=tuple(m for m in config.models if m.name in names))
         leave_what_is_there()
         collect_seldom()
+        give_back_freed()
         if config.endpoint.workers > 1:
             _serve_with_workers(models, config, wrap)
         else:
@@ -186,6 +187,7 @@ def _worker_application(models: list[BatchedModel], config: ServerConfig, wrap: 
             sys.exit(STARTUP_FAILURE)
     leave_what_is_there()
     collect_seldom()
+    give_back_freed()
     asgi = create_application(models, config).asgi
     return wrap(asgi) if wrap else asgi
 
