@@ -151,6 +151,10 @@ class Counting(Model):
         return True
     def predict(self, payload, headers=None):
         return {"predictions": [self.loads]}
+
+class Broken(Counting):
+    def load(self):
+        raise OSError("its file is lost")
 """
 
 
@@ -183,6 +187,18 @@ def test_each_of_several_models_is_loaded_again(everywhere):
     for name, loads in (("a", 1), ("b", 2)):
         url = f"{server.url}/v1/models/{name}:predict"
         assert requests.post(url, json={"instances": [1]}).json() == {"predictions": [loads]}
+
+
+def test_an_update_that_breaks_one_of_several_models_changes_nothing(everywhere, monkeypatch):
+    """It ends with the reason, and both models are served as before."""
+    server, folder = everywhere
+    monkeypatch.chdir(folder)  # where the command looks for the class
+    (folder / "broken" / "a").unlink(missing_ok=True)
+    with pytest.raises(RuntimeError, match="b cannot be loaded.*its file is lost.*as it was"):
+        inject.redeploy(server, "b=models_here:Broken", *ONE)
+    for name in "ab":
+        url = f"{server.url}/v1/models/{name}:predict"
+        assert until(lambda url=url: requests.post(url, json={"instances": [1]}).ok)
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,8 @@ class State:
     # Of the replicas, where those that run with it are to stay though files have changed; None:
     # that of the files.
     version: str | None = None
+    # Names of models: where one of several cannot be loaded, a new replica does not start.
+    required: tuple[str, ...] = ()
     deployed_at: float = 0.0  # another one, and Ray no longer counts what failed before
 
 
@@ -206,6 +208,7 @@ def deployment_options(
     told = {
         "reload_at": state.reload_at,
         "draining": state.draining,
+        "required": list(state.required),
         "deployed": _as_text(Deployed(config, replace(state, version=version))),
     }
     level = "INFO" if log.access_log else "WARNING"

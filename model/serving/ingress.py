@@ -45,7 +45,7 @@ class IngressReplica(GrpcMethods):
             for name, worker in self._workers.items()
         ]
         self._application: Application | None = None
-        self._updates, self._draining = Updates(), False
+        self._updates, self._draining, self._made = Updates(), False, False
         for model in self._models:
             if model.load() and not self._workers[model.name].description.idempotent:
                 model.refuse(NOT_IDEMPOTENT)
@@ -71,7 +71,16 @@ class IngressReplica(GrpcMethods):
             await worker.check(self._config.limits.watchdog_timeout_s)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """As Updates.obey; and while `draining` no model is ready, and each goes on answering."""
+        """As Updates.obey; and while `draining` no model is ready, and each goes on answering.
+
+        Ray also calls this once it has made the replica: CannotStart, which ends a new one, says
+        which of the models in `required` could not be loaded. One that runs stays.
+        """
+        required = config.get("required", ())
+        lost = [each.failure for each in self._models if each.failure and each.name in required]
+        if lost and not self._made:
+            raise CannotStart("; ".join(lost))
+        self._made = True
         await self._updates.obey(config, self._reload)
         self._draining = config.get("draining", False)
         if self._application is not None:

@@ -49,6 +49,7 @@ def main() -> None:
                     raise CannotStart(f"no server has a model {model.name!r}: name its class")
             models = [replace(loaded[m.name], arguments=m.arguments) for m in config.models]
             config = replace(config, models=tuple(models))
+        updated = {model.name for model in config.models}
         if config.topology == "ingress":  # all models of the server are in one application
             new = {model.name: model for model in config.models}
             if not there:
@@ -58,7 +59,13 @@ def main() -> None:
             kept = [new.pop(model.name, model) for model in there]  # in the order that they have
             config = replace(config, models=(*kept, *new.values()))
         now = time.time()
-        results = deploy(config, State(reload_at=now if reload else 0, deployed_at=now))
+        # A model that is not named, and could not be loaded before, need not be now.
+        required = {name for old in before.values() if old for name in old.state.required}
+        required |= updated
+        state = State(
+            reload_at=now if reload else 0, deployed_at=now, required=tuple(sorted(required))
+        )
+        results = deploy(config, state)
         failed = {name: why for name, why in results.items() if isinstance(why, Exception)}
         outcomes = []
         for name, why in failed.items():
