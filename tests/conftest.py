@@ -141,15 +141,24 @@ def _environ(process: psutil.Process) -> dict[str, str]:
 
 
 def _in_use(name: str) -> bool:
-    """Whether a living process names the file or has it mapped: then it is not left behind."""
+    """Whether a living process names the file or has it mapped: then it is not left behind.
+
+    Mapped by whatever name: who makes a semaphore does so under another one, in glibc, and renames
+    it; others may be some seconds later.
+    """
+    try:
+        inode = str(os.stat(name).st_ino)
+    except OSError:
+        return False  # gone, so not left behind either
     for process in psutil.process_iter():
         try:
             if name in " ".join(process.cmdline()):
                 return True
-            if any(name in part.path for part in process.memory_maps()):
-                return True
-        except (psutil.Error, AttributeError):
+            mapped = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        except (psutil.Error, OSError):
             continue
+        if any("/dev/shm/" in line and line.split()[4] == inode for line in mapped):
+            return True
     return False
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -394,6 +395,15 @@ def test_a_signal_during_the_start_is_obeyed(moment, traces, tmp_path_factory):
     assert "ready after" not in said()
     assert (folder / "err").read_text() == "stopped before it was ready\n"
     assert status == 128 + number
+    assert traces.left() == []
+
+
+def test_a_semaphore_of_somebody_else_is_no_trace(traces):
+    """The processes of another test made it: it is theirs, from its first moment on."""
+    if not Path("/dev/shm").exists():
+        pytest.skip("this system has no /dev/shm, where semaphores are files")
+    lock = multiprocessing.get_context("spawn").Lock()
+    assert Path(f"/dev/shm/sem.{lock._semlock.name.removeprefix('/')}").exists()
     assert traces.left() == []
 
 

@@ -127,7 +127,7 @@ def test_a_server_that_is_told_to_end_over_grpc():
 @pytest.mark.long
 def test_an_update_that_fails():
     """The old version goes on, with all its replicas."""
-    for outcome in promises.failing_update(promises.fragile, seconds=12):
+    for outcome in promises.failing_update(promises.fragile, seconds=8):
         assert_kept(outcome)
 
 

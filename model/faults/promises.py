@@ -189,9 +189,16 @@ def stopped_over_grpc(start: Start, times: int = 5, seconds: float = 7) -> Itera
 
 
 def failing_update(start: Fragile, seconds: float = 25) -> Iterator[Outcome]:
-    """A new version that cannot be loaded, and one whose check of itself fails."""
+    """A new version that cannot be loaded, and one whose check of itself fails.
+
+    seconds: of load, or as many as it takes to see all of it: twice as long as without load.
+    """
     options = start.options(2)
     with start(2, **fresh_token()) as server:
+        began = time.monotonic()
+        _refused(server, "broken", *options)
+        seconds = max(seconds, 2 * (time.monotonic() - began) + 3)
+        wait_for_replicas(server, 2)
         for what in REFUSED_FOR:
             fault = Fault(1, what, partial(_refused, server, what, *options))
             name = f"an update to a version that is {what}"
