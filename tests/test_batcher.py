@@ -767,9 +767,9 @@ class Returning(Model):
         return [KeyError("weights"), *inputs[1:]]
 
 
-def test_an_error_that_predict_batch_returns_is_logged(caplog):
+def test_an_error_that_predict_batch_returns_is_logged(caplog, monkeypatch):
     """As one that it raises: its author wants to see it."""
-    logging.getLogger("kserve").addHandler(caplog.handler)
+    monkeypatch.setattr(logging.getLogger("kserve"), "propagate", True)
     error, good = predict(loaded(Returning), "first", "second")
     assert isinstance(error, InferenceError) and good == "second"
     assert "the model raised" in caplog.text and "KeyError: 'weights'" in caplog.text

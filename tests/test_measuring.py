@@ -12,7 +12,7 @@ import requests
 from model.faults import clients, endurance, grpc_clients
 from model.faults.experiment import Experiment, NotTested
 from model.faults.observe import snapshots
-from model.loadtest import records
+from model.loadtest import generator, records
 from model.loadtest.run import REFUSED, RIGHT, Sample
 
 MS = 5.0
@@ -124,7 +124,7 @@ def checked(monkeypatch, status: int) -> list[str]:
             response.status_code = status
             return response
 
-    monkeypatch.setattr(records, "closed_loop", load)
+    monkeypatch.setattr(generator, "closed_loop", load)
     monkeypatch.setattr(records.requests, "Session", Session)
     server = SimpleNamespace(url="", name="", predict="")
     found = records.health_checks(server, SimpleNamespace(v2=False), 1, seconds=0.2)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -22,11 +23,8 @@ def experiment(
 ) -> Experiment:
     """samples: (when it ended, how long it took, outcome). faults: (when, how long it took)."""
     made = [Sample(at - s, at - s, at, outcome, {}) for at, s, outcome in samples]
-    errors: dict[str, int] = {}
-    for sample in made:
-        if sample.outcome != RIGHT:
-            errors[sample.outcome] = errors.get(sample.outcome, 0) + 1
-    wrong = sum(errors.get(kind, 0) for kind in WRONG)
+    errors = Counter(sample.outcome for sample in made if sample.outcome != RIGHT)
+    wrong = sum(errors[kind] for kind in WRONG)
     run = Run(SECONDS, 0, len(made), errors, wrong, 0, [], [], 0, 0, 0, 0, {}, BEGAN, made, [])
     injected = [Injected("", BEGAN + at, took, "it happened") for at, took in faults]
     return Experiment("", run, faults=injected, ends=ends)

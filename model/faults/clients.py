@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ import requests
 
 from model.faults.experiment import NotTested
 from model.faults.outcome import Outcome, by_outcome
-from model.loadtest.generator import closed_loop, open_loop
+from model.loadtest.generator import closed_loop, loading, open_loop
 from model.loadtest.workload import JsonWorkload, Workload
 
 CONNECTED_WITHIN_S = 30  # all slow senders
@@ -51,12 +50,8 @@ def malformed(url: str, work: Workload | JsonWorkload, seconds: float = 5) -> Ou
     work: of images, or only what is malformed for any model is sent.
     """
     bodies = MALFORMED if isinstance(work, Workload) else NO_V1
-    begun, statuses = threading.Event(), Counter()
-    with ThreadPoolExecutor(1) as thread:
-        how = {"warmup_s": 0, "begins": begun.set}
-        others = thread.submit(closed_loop, url, work, 8, seconds, **how)
-        others.add_done_callback(lambda _: begun.set())  # it may fail before it begins
-        begun.wait()
+    statuses = Counter()
+    with loading(url, work, 8, seconds, warmup_s=0) as others:
         for body in bodies.values():
             time.sleep(seconds / 2 / len(bodies))
             statuses[status_of(url, body)] += 1
@@ -100,7 +95,7 @@ def overload(url: str, work: Workload, seconds: float = 20) -> Outcome:
     goodput = in_time / seconds / capacity
     return Outcome(
         promise="overload leaves as many answers as without it",
-        fault=f"3 times as many requests as can be answered, {3 * capacity:.0f} a second",
+        fault=f"3 times as many requests as can be answered, {rate:.0f} a second",
         evidence=f"requests without an answer: {run.sent - by_outcome(run)['answered']}",
         requests=by_outcome(run),
         found=f"{goodput:.2f} of its capacity is answered in time",

@@ -14,7 +14,8 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from model.loadtest.load import Load
 from model.loadtest.run import Run
@@ -43,6 +44,22 @@ def closed_loop(
     RuntimeError when the generator itself fails.
     """
     return _generate(Load(url, work, clients, None, seconds, **more), begins)
+
+
+@contextlib.contextmanager
+def loading(
+    url: str, work: Workload, clients: int, seconds: float, **more
+) -> Iterator[Future[Run]]:
+    """A closed loop in a thread, beside what the block does, which begins when the load has begun.
+
+    Or when the load has failed to: ask its future for the Run. more: as for `closed_loop`.
+    """
+    begun = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        load = thread.submit(closed_loop, url, work, clients, seconds, begins=begun.set, **more)
+        load.add_done_callback(lambda _: begun.set())
+        begun.wait()
+        yield load
 
 
 def open_loop(

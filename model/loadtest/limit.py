@@ -16,6 +16,7 @@ from model.serving.machine import cores
 
 BATCHES = (8, 16, 32)
 IMAGES = 64
+FAILED = "a bare process of the model has failed, see its message above"
 
 
 def limit(
@@ -44,7 +45,7 @@ def limit(
     try:
         for worker in workers:
             if worker.stdout.readline() != "ready\n":
-                raise RuntimeError("a bare process of the model has failed, see its message above")
+                raise RuntimeError(FAILED)
         rates = dict.fromkeys(batches, 0.0)
         for size in batches:  # all at once, so that they share the machine
             for worker in workers:
@@ -61,7 +62,7 @@ def limit(
 def _rate(line: str) -> float:
     """What a bare process says; nothing when it has ended."""
     if not line:
-        raise RuntimeError("a bare process of the model has failed, see its message above")
+        raise RuntimeError(FAILED)
     return float(line)
 
 

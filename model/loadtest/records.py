@@ -7,16 +7,15 @@ import platform
 import re
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import psutil
 import requests
 
-from model.loadtest.generator import closed_loop, open_loop
+from model.loadtest.generator import closed_loop, loading, open_loop
 from model.loadtest.server_process import ServerProcess
 from model.loadtest.workload import Workload
 from model.serving.machine import cores
@@ -72,12 +71,11 @@ def health_checks(
     when one fails.
     """
     times: list[float] = []
-    url, warmup_s, begun = _address(server, work), 1.0, Event()
-    how = {"warmup_s": warmup_s, "begins": begun.set}
-    with ThreadPoolExecutor(1) as thread, requests.Session() as session:
-        busy = thread.submit(closed_loop, url, work, clients, seconds, **how)
-        busy.add_done_callback(lambda _: begun.set())  # it may fail before it begins
-        begun.wait()
+    url, warmup_s = _address(server, work), 1.0
+    with (
+        requests.Session() as session,
+        loading(url, work, clients, seconds, warmup_s=warmup_s) as busy,
+    ):
         wait([busy], warmup_s)
         end = time.perf_counter() + seconds
         while not busy.done() and (sent := time.perf_counter()) < end:

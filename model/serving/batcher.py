@@ -10,8 +10,8 @@ from model.serving.dispatch import Rule, Waiting, even_share
 OVERLOAD_S = 2.0  # after a client gave up, so long the newest requests go first
 LONG_S = 5.0  # but those who have waited for longer, whose clients are not of that kind
 REMEMBERED = 8  # batches, of whose durations the shortest counts
-LOOK_AGAIN_S = 0.5  # while items wait: there may be more workers than before
 FRESH_S = 10.0  # and no longer: else deadlines that were once too short would be so for ever
+LOOK_AGAIN_S = 0.5  # while items wait: there may be more workers than before
 
 
 class Batcher:

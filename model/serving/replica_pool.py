@@ -83,12 +83,11 @@ class ReplicaPool:
         if self._watch is not None:
             return
         try:
-            found = self._by_reference.describe.remote().result(timeout_s=LOAD_TIMEOUT_S)
+            self.description = self._describe(LOAD_TIMEOUT_S)
         except TimeoutError:
             raise ModelNotReady(self._name, "None of its replicas has loaded it.") from None
         except Exception as error:
             raise self._translated(error) from None
-        self.description = Description(*found)
         self._look()
         self._described = self._deployed  # no update has been seen since
         self._stopped = False
@@ -168,7 +167,8 @@ class ReplicaPool:
                 if not _lost(error) or not self.description.idempotent:
                     raise self._translated(error) from None
                 # While no replica runs the call waits in vain, and no attempt is made.
-                made = not isinstance(error, TimeoutError) or self._running > 0
+                crashed = not isinstance(error, TimeoutError)
+                made = crashed or self._running > 0
                 attempts += made
                 if attempts >= ATTEMPTS or now() > deadline:
                     raise self._translated(error, attempts, len(requests)) from None
@@ -176,7 +176,6 @@ class ReplicaPool:
                     reason = type(error).__name__
                     RETRIES.labels(self._name, reason).inc(len(requests))
                     logger.warning("retried (%s): %s", reason, ", ".join(r.id for r in requests))
-                crashed = not isinstance(error, TimeoutError)
                 any_crashed = any_crashed or crashed
             self._look_now.set()
             if crashed and attempts == ATTEMPTS - 1:
@@ -302,14 +301,17 @@ class ReplicaPool:
         if self._watch is not None and self._deployed != self._described and self._running:
             self._describe_again(app.status == "RUNNING")
 
+    def _describe(self, timeout_s: float) -> Description:
+        """What a replica says of its model."""
+        return Description(*self._by_reference.describe.remote().result(timeout_s=timeout_s))
+
     def _describe_again(self, done: bool) -> None:
         """After an update the model may say something else of itself.
 
         done: whether the update is. Until then replicas of both versions answer, and a request may
         be retried only where both say so.
         """
-        found = self._by_reference.describe.remote().result(timeout_s=DESCRIBE_TIMEOUT_S)
-        now = Description(*found)
+        now = self._describe(DESCRIBE_TIMEOUT_S)
         if done:
             self.description, self._described = now, self._deployed
         elif not now.idempotent:

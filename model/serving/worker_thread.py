@@ -43,8 +43,7 @@ class WorkerThread:
         os.environ["OMP_NUM_THREADS"] = str(self._threads)
         model = make_model(self._config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {model.name}")
-        self._step_began: float | None = None  # in the thread
-        self._awaiting: dict[object, float] = {}  # when each step of coroutines began
+        self._began: dict[object, float] = {}  # when each step that is under way did
         self._id = secrets.token_hex(4)
         self._model, self.description = model, self._describe(model)
         handlers = [model.preprocess, model.predict, model.postprocess]
@@ -111,7 +110,7 @@ class WorkerThread:
 
     def stalled_for(self) -> float:
         """Seconds since the step began that has been under way for longest; 0.0 when it is idle."""
-        began = [*self._awaiting.values(), *([self._step_began] if self._step_began else [])]
+        began = [*self._began.values()]
         return time.monotonic() - min(began) if began else 0.0
 
     async def check(self, watchdog_timeout_s: float) -> None:
@@ -219,12 +218,12 @@ class WorkerThread:
         if not inspect.iscoroutinefunction(handler):
             return await self._until_done(self._in_thread, (handler, arguments), hold)
         step = object()
-        self._awaiting[step] = time.monotonic()
+        self._began[step] = time.monotonic()
         try:
             waiting = (_awaited(handler, *args) for args in arguments)
             return _checked(await asyncio.gather(*waiting, return_exceptions=True))
         finally:
-            del self._awaiting[step]
+            del self._began[step]
 
     async def _until_done(self, work: Callable[..., list], arguments: tuple, hold: bool) -> list:
         """Call `work` in the thread. Where this is cancelled the thread stops before the next call
@@ -252,10 +251,10 @@ class WorkerThread:
             for args in arguments:
                 if stop.is_set():
                     raise _Stopped
-                self._step_began = time.monotonic()
+                self._began[self._thread] = time.monotonic()
                 results.append(_attempt(handler, *args))
         finally:
-            self._step_began = None
+            self._began.pop(self._thread, None)
         return _checked(results)
 
 
