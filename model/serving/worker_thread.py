@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ from kserve import Model
 from kserve.model import InferenceVerb
 
 from model.serving.config import ModelConfig
-from model.serving.errors import logged, portable
+from model.serving.errors import portable
+from model.serving.handler_calls import attempt, awaited, checked
 from model.serving.model_class import make_model
 from model.serving.protocol import Description, Request, Response
 
@@ -156,7 +157,7 @@ class WorkerThread:
         of_request = [(item.request.body, item.request.headers) for item in items]
         await _each(model.preprocess, items, of_request, call)
         for item in _good(items):
-            item.value = _attempt(model.validate, item.value)
+            item.value = attempt(model.validate, item.value)
         preprocessed = time.time()
         await step(items, call)
         finished = time.time()
@@ -195,7 +196,7 @@ class WorkerThread:
             wrong = "predict_batch must return a list with one result for each request, which is "
             wrong += f"{len(inputs)} here, not {what}"
             return RuntimeError(wrong)
-        return _checked(results)
+        return checked(results)
 
     async def _explain(self, items: list["_Item"], call: "_Call") -> None:
         good = _good(items)
@@ -220,8 +221,8 @@ class WorkerThread:
         step = object()
         self._began[step] = time.monotonic()
         try:
-            waiting = (_awaited(handler, *args) for args in arguments)
-            return _checked(await asyncio.gather(*waiting, return_exceptions=True))
+            waiting = (awaited(handler, *args) for args in arguments)
+            return checked(await asyncio.gather(*waiting, return_exceptions=True))
         finally:
             del self._began[step]
 
@@ -252,10 +253,10 @@ class WorkerThread:
                 if stop.is_set():
                     raise _Stopped
                 self._began[self._thread] = time.monotonic()
-                results.append(_attempt(handler, *args))
+                results.append(attempt(handler, *args))
         finally:
             self._began.pop(self._thread, None)
-        return _checked(results)
+        return checked(results)
 
 
 _Call = Callable[[Callable, list[tuple]], Awaitable[list]]
@@ -277,15 +278,6 @@ async def _each(
         item.value = result
 
 
-def _checked(results: list) -> list:
-    """The results of a handler, with its errors logged and what cannot be served as errors."""
-    for i, result in enumerate(results):
-        if isinstance(result, AsyncIterator):
-            result = NotImplementedError("streamed responses are not supported here")
-        results[i] = logged(result) if isinstance(result, Exception) else result
-    return results
-
-
 def _result_of(coroutine: Coroutine) -> Any:
     """What a coroutine returns that waits for nothing."""
     try:
@@ -293,40 +285,6 @@ def _result_of(coroutine: Coroutine) -> Any:
     except StopIteration as returned:
         return returned.value
     raise RuntimeError(f"{coroutine} waits for something")
-
-
-def _attempt(function: Callable, *args: Any) -> Any:
-    """What the function returns, or the exception that it raises."""
-    try:
-        return function(*args)
-    except BaseException as error:
-        return _ordinary(error)
-
-
-async def _awaited(handler: Callable, *args: Any) -> Any:
-    """What a coroutine handler returns."""
-    try:
-        return await handler(*args)
-    except Exception:
-        raise
-    except BaseException as error:
-        if asyncio.current_task().cancelling():  # nobody waits for it any more
-            raise
-        raise _ordinary(error) from None
-
-
-def _ordinary(error: BaseException) -> Exception:
-    """An error of the model as one that ends its own request.
-
-    sys.exit() would end the event loop, and so the server with all that is in flight; a panic in an
-    extension written in Rust, or a cancellation, would leave the batch without a response.
-    """
-    if isinstance(error, Exception):
-        return error
-    if isinstance(error, SystemExit):
-        given = "" if error.code is None else error.code
-        return RuntimeError(f"the model called sys.exit({given})")
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _is_default(handler: Callable) -> bool:
